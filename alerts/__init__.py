@@ -1,0 +1,1 @@
+"""Alert packets: reading archives, decoding to columns, writing enriched alerts."""

@@ -1,0 +1,41 @@
+"""Files that appear under their final name only when they are complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final
+
+PARTIAL: Final = ".partial"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial_name(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def partial_name(path: Path) -> Path:
+    """Name that a file bears while it is written."""
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
+def remove_partial_files(folder: Path) -> int:
+    """Remove what a killed run left unfinished; give the number of files."""
+    left = list(folder.rglob(f".*{PARTIAL}"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)

@@ -1,0 +1,45 @@
+"""Which alerts have passed already."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+
+class SeenCandids:
+    """A set of candids, 16 to 32 bytes each, that tells for a batch which are new."""
+
+    def __init__(self) -> None:
+        self._slots = np.full(1 << 12, -1, dtype=np.int64)
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Count the candids."""
+        return self._count
+
+    def add(self, candids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Add candids; true for each that was not there, nor earlier in the batch."""
+        while 2 * (self._count + len(candids)) > len(self._slots):
+            bigger = np.full(2 * len(self._slots), -1, dtype=np.int64)
+            _insert(self._slots[self._slots != -1], bigger)
+            self._slots = bigger
+        # -1 marks a free slot; no candid is negative, but a damaged one must not be lost.
+        new = _insert(np.where(candids == -1, np.iinfo(np.int64).min, candids), self._slots)
+        self._count += int(new.sum())
+        return new
+
+
+@njit(cache=True, nogil=True)
+def _insert(candids, slots):
+    mask = np.uint64(slots.shape[0] - 1)
+    new = np.zeros(candids.shape[0], np.bool_)
+    for i in range(candids.shape[0]):
+        mixed = np.uint64(candids[i]) * np.uint64(0x9E3779B97F4A7C15)
+        at = (mixed ^ (mixed >> np.uint64(29))) & mask
+        while slots[at] != -1 and slots[at] != candids[i]:
+            at = (at + np.uint64(1)) & mask
+        if slots[at] == -1:
+            slots[at] = candids[i]
+            new[i] = True
+    return new

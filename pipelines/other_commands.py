@@ -1,0 +1,165 @@
+"""``alertbeam sample``, ``alertbeam catalog`` and ``alertbeam sql``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from database.embedded import start_embedded
+from database.settings import normalise_url
+from pipelines.display import print_rows
+from pipelines.environment import Environment
+from pipelines.usage import DONE, StoppedError, UsageError
+from simulation import simulate_sample
+from xmatch.catalog import build_catalog, open_catalog
+from xmatch.layout import CatalogError
+
+
+def add_parsers(commands: argparse._SubParsersAction) -> None:
+    """Add the commands' options."""
+    sample = commands.add_parser(
+        "sample",
+        help="generate a night of ZTF-like alerts and an AllWISE-like catalogue",
+        description="Generate a night of ZTF-like alerts (schemas 3.3 and 4.02) and an AllWISE-like catalogue whose "
+        "counterparts are known: truth.csv holds the true match of every alert. The same seed gives the same files.",
+    )
+    sample.add_argument("--output", required=True, metavar="DIR")
+    sample.add_argument("--alerts", type=int, default=1000, metavar="N")
+    sample.add_argument("--seed", type=int, default=1, metavar="N")
+    sample.add_argument("--date", default="20260101", metavar="YYYYMMDD", help="night of the archive")
+    sample.add_argument("--bad-members", type=int, default=5, metavar="N", help="broken packets among them (default 5)")
+    sample.add_argument("--private-fraction", type=float, default=0.0, metavar="X", help="share of non-public alerts")
+    sample.add_argument(
+        "--field-sources", type=int, default=10_000, metavar="N", help="catalogue sources without alert"
+    )
+    sample.add_argument("--no-cutouts", action="store_true", help="smaller packets, without image stamps")
+    sample.set_defaults(command=run_sample)
+
+    catalog = commands.add_parser("catalog", help="build a catalogue folder, or look at one")
+    actions = catalog.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="build a catalogue folder from CSV or Parquet files")
+    build.add_argument("name", help="e.g. allwise")
+    build.add_argument("inputs", nargs="+", metavar="INPUT", help="CSV (also .gz) or Parquet, files or folders")
+    build.add_argument("--output", required=True, metavar="DIR")
+    build.add_argument("--version", default="", help="version of the catalogue, written beside every match")
+    build.add_argument("--ra", metavar="COLUMN", help="right ascension in degrees (default: guessed)")
+    build.add_argument("--dec", metavar="COLUMN", help="declination in degrees (default: guessed)")
+    build.add_argument("--id", metavar="COLUMN", help="identifier (default: guessed)")
+    build.add_argument("--columns", metavar="A,B,C", help="columns to keep (default: AllWISE's 17, or all)")
+    build.set_defaults(command=run_catalog_build)
+    info = actions.add_parser("info", help="describe a catalogue folder")
+    info.add_argument("folder", metavar="DIR")
+    info.add_argument("--verify", action="store_true", help="compare the checksum of every file (reads all of it)")
+    info.set_defaults(command=run_catalog_info)
+
+    sql = commands.add_parser(
+        "sql",
+        help="ask the database of a run",
+        description="Run one SQL statement on the database of a run and print the answer.",
+        epilog="example: alertbeam sql run/ 'SELECT oid, oid_catalog, dist FROM xmatch ORDER BY dist LIMIT 5'",
+    )
+    sql.add_argument("run", metavar="RUN", help="folder of the run")
+    sql.add_argument("statement", metavar="SQL")
+    sql.add_argument("--database", metavar="URL", help="another database (default: the variables DB_*, else the run's)")
+    sql.set_defaults(command=run_sql)
+
+
+def run_sample(options: argparse.Namespace, _: Sequence[str], __: Environment) -> int:
+    """Generate sample data."""
+    try:
+        datetime.strptime(options.date, "%Y%m%d")
+    except ValueError as error:
+        raise UsageError(f"--date {options.date}: give a date such as 20260101") from error
+    if options.alerts < 1:
+        raise UsageError("--alerts must be at least 1")
+    if not 0 <= options.private_fraction <= 1:
+        raise UsageError("--private-fraction must lie between 0 and 1")
+    folder = Path(options.output)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("generating alerts", total=options.alerts)
+        try:
+            summary = simulate_sample(
+                folder,
+                alerts=options.alerts,
+                seed=options.seed,
+                date=options.date,
+                field_sources=options.field_sources,
+                bad_members=options.bad_members,
+                private_fraction=options.private_fraction,
+                cutouts=not options.no_cutouts,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    night = summary.night
+    print(f"{night.archive}: {night.alerts:,} alerts of {night.objects:,} objects, {night.archive_bytes / 1e6:,.1f} MB")
+    print(f"{summary.catalog.path}: {summary.catalog.sources:,} sources; {night.truth}: the true matches")
+    return DONE
+
+
+def run_catalog_build(options: argparse.Namespace, _: Sequence[str], __: Environment) -> int:
+    """Build a catalogue."""
+    columns = options.columns.split(",") if options.columns else None
+    try:
+        catalog = build_catalog(
+            options.inputs,
+            options.output,
+            name=options.name,
+            version=options.version,
+            ra=options.ra,
+            dec=options.dec,
+            identifier=options.id,
+            columns=columns,
+        )
+    except (CatalogError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    refused = ", ".join(f"{count:,} {what}" for what, count in catalog.manifest.get("refused", {}).items() if count)
+    print(f"{catalog.path}: {catalog.name}, {catalog.rows:,} sources" + (f" (left out: {refused})" if refused else ""))
+    return DONE
+
+
+def run_catalog_info(options: argparse.Namespace, _: Sequence[str], __: Environment) -> int:
+    """Describe a catalogue."""
+    try:
+        catalog = open_catalog(options.folder)
+        if options.verify:
+            catalog.verify()
+    except CatalogError as error:
+        raise UsageError(str(error)) from error
+    print(f"{catalog.name} {catalog.version}".strip() + f": {catalog.rows:,} sources, built {catalog.created}")
+    print_rows(("column", "type", "unit"), [(c.name, c.type, c.unit) for c in catalog.fields])
+    return DONE
+
+
+def run_sql(options: argparse.Namespace, _: Sequence[str], environment: Environment) -> int:
+    """Run a statement."""
+    url = options.database or environment.database
+    folder = Path(options.run).expanduser() / "database"
+    if url is not None:
+        return _print_answer(normalise_url(url), options.statement)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} does not exist: the run has no embedded database; name another with --database URL")
+    with start_embedded(folder) as server:
+        return _print_answer(server.url, options.statement)
+
+
+def _print_answer(url: str, statement: str) -> int:
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            answer = connection.execute(text(statement))
+            if answer.returns_rows:
+                print_rows(tuple(answer.keys()), [tuple(row) for row in answer.fetchall()])
+    except SQLAlchemyError as error:
+        raise StoppedError(str(getattr(error, "orig", error)).strip()) from error
+    finally:
+        engine.dispose()
+    return DONE

@@ -1,0 +1,142 @@
+"""The crossmatch pipeline: archives in; enriched alerts, tables and crossmatches out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import apache_beam as beam
+
+from alerts.files import remove_partial_files
+from alerts.reader import Limits
+from alerts.sources import Source
+from database.client import Database
+from transforms.counts import RunCounts, run_counts
+from transforms.crossmatch import MATCHED_ALERTS, Crossmatch, MatchedAlerts
+from transforms.dead_letters import DEAD_LETTERS, WriteDeadLetters
+from transforms.positions import CrossmatchPositions
+from transforms.progress import clear_progress
+from transforms.reading import BATCHES, ReadAlerts
+from transforms.tables import crossmatches_of_alerts
+from transforms.writing import WriteAlerts, WriteRows, WriteTables, join_parts
+from xmatch.matcher import Matcher
+
+CROSSMATCHES: Final = "crossmatches.parquet"
+
+
+@dataclass(frozen=True)
+class XmatchJob:
+    """All that a crossmatch run needs to know.
+
+    Attributes
+    ----------
+    sources : tuple of Source
+    matchers : tuple of Matcher
+    output : Path
+        Folder of the run.
+    database : Database, optional
+        Tables are not written without one.
+    positions : bool
+        The sources are tables of id, ra, dec instead of alerts.
+    programs : tuple of int
+        Survey programmes wanted; all if empty.
+    limits : Limits
+        Of a batch.
+    codec, level, precision
+        See :class:`~transforms.writing.WriteAlerts`.
+    """
+
+    sources: tuple[Source, ...]
+    matchers: tuple[Matcher, ...]
+    output: Path
+    database: Database | None = None
+    positions: bool = False
+    programs: tuple[int, ...] = (1,)
+    limits: Limits = field(default_factory=Limits)
+    codec: str = "zstandard"
+    level: int = 1
+    precision: str = "float"
+
+    @property
+    def progress_folder(self) -> str:
+        """Where the workers note how far they are."""
+        return str(self.output / ".progress")
+
+    @property
+    def parts_folder(self) -> Path:
+        """Where the parts of ``crossmatches.parquet`` wait to be joined."""
+        return self.output / ".parts"
+
+
+def build(root: beam.Pipeline, job: XmatchJob) -> None:
+    """Add the graph of a job to a pipeline."""
+    sources = root | "Sources" >> beam.Create(job.sources)
+    if job.positions:
+        _build_positions(sources, job)
+    else:
+        _build_alerts(sources, job)
+
+
+def _build_alerts(sources: beam.PCollection, job: XmatchJob) -> None:
+    dead_letters = job.output / "dead_letters"
+    read = sources | "Read alerts" >> ReadAlerts(job.limits, job.programs, job.progress_folder)
+    crossmatch = read[BATCHES] | "Crossmatch" >> Crossmatch(job.matchers)
+    matched = crossmatch[MATCHED_ALERTS]
+    matched | "Write alerts" >> WriteAlerts(job.output / "alerts", job.codec, job.level, job.precision)
+    matched | "Write crossmatches" >> WriteRows(job.parts_folder, _crossmatches)
+    read[DEAD_LETTERS] | "Keep unreadable packets" >> WriteDeadLetters(dead_letters, "read")
+    crossmatch[DEAD_LETTERS] | "Keep failed lookups" >> WriteDeadLetters(dead_letters, "crossmatch")
+    if job.database is not None:
+        stored = matched | "Write tables" >> WriteTables(job.database)
+        stored[DEAD_LETTERS] | "Keep refused rows" >> WriteDeadLetters(dead_letters, "write")
+
+
+def _build_positions(sources: beam.PCollection, job: XmatchJob) -> None:
+    crossmatch = sources | "Crossmatch positions" >> CrossmatchPositions(job.matchers)
+    crossmatch[MATCHED_ALERTS] | "Write crossmatches" >> WriteRows(job.parts_folder, _as_it_is)
+    crossmatch[DEAD_LETTERS] | "Keep failed lookups" >> WriteDeadLetters(job.output / "dead_letters", "crossmatch")
+
+
+def _crossmatches(alerts: MatchedAlerts) -> tuple:
+    return alerts.batch.unit, crossmatches_of_alerts(alerts)
+
+
+def _as_it_is(element: tuple) -> tuple:
+    return element
+
+
+def run(job: XmatchJob, pipeline: beam.Pipeline) -> RunCounts:
+    """Run a job to its end in a pipeline made by the caller.
+
+    What a killed run left unfinished is removed first, and what an earlier run wrote from the same sources and this
+    one did not write again is removed at the end: the folder holds what one run gives.
+    """
+    remove_partial_files(job.output)
+    clear_progress(job.progress_folder)
+    earlier = {path: path.stat().st_mtime_ns for path in _files_of(job)}
+    build(pipeline, job)
+    result = pipeline.run()
+    result.wait_until_finish()
+    names = [source.name for source in job.sources]
+    join_parts(job.parts_folder, names, job.output / CROSSMATCHES, as_csv=job.positions)
+    for path, written in earlier.items():
+        if path.exists() and path.stat().st_mtime_ns == written:
+            path.unlink()
+    _remove_tree(job.parts_folder)
+    clear_progress(job.progress_folder)
+    return run_counts(result)
+
+
+def _files_of(job: XmatchJob) -> list[Path]:
+    """Files that an earlier run wrote from the job's sources."""
+    units = {source.name for source in job.sources}
+    files = [path for folder in ("alerts", "dead_letters") for path in (job.output / folder).glob("*.avro")]
+    return [path for path in files if path.name.partition(".")[0] in units]
+
+
+def _remove_tree(folder: Path) -> None:
+    for path in folder.glob("*"):
+        path.unlink()
+    if folder.exists():
+        folder.rmdir()

@@ -1,0 +1,550 @@
+"""Tables, settings and the bulk upsert, on a real server."""
+
+# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
+
+import datetime
+import multiprocessing
+import pickle
+import threading
+import time
+from typing import ClassVar
+
+import numpy as np
+import psycopg2
+import pyarrow as pa
+import pytest
+from database_fixtures import IMPATIENT, database, database_url, empty_url, execute, rows_of  # noqa: F401
+from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, make_url
+
+from database import rules
+from database.client import Database, DatabaseUnavailable, RetryPolicy
+from database.embedded import start_embedded
+from database.settings import DatabaseSettingsError, normalise_url, safe_url
+from database.settings import database_url as url_of
+from database.tables import METADATA, TableLayoutError, create_tables
+from database.upsert import RefusedRow, TableCounts
+
+UTC = datetime.UTC
+NASTY_TEXTS = [
+    "",
+    " ",
+    "NULL",
+    "\\N",
+    "\\.",
+    "a\n\\.\nb",
+    "a,b",
+    '"',
+    '""',
+    'a"b,"c\nd',
+    "\r",
+    "a\r\nb",
+    "\t",
+    "\\",
+    "c:\\new\\",
+    "'; DROP TABLE object; --",
+    "%s %(a)s",
+    "δ=−30° 🌌",
+    "e\u0301",
+    "nan",
+]
+NASTY_FLOATS = [
+    0.1,
+    -0.0,
+    1 / 3,
+    float(np.nextafter(1.0, 2.0)),
+    5e-324,
+    1.7976931348623157e308,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    2459000.5000000001,
+    None,
+    1e22,
+]
+
+
+def objects(*oids: str, lastmjd: float = 58000.0) -> pa.Table:
+    """Provisional rows as the xmatch step writes them."""
+    count = len(oids)
+    return pa.table(
+        {
+            "oid": pa.array(oids, pa.string()),
+            "ndet": pa.array([1] * count, pa.int32()),
+            "firstmjd": [lastmjd] * count,
+            "lastmjd": [lastmjd] * count,
+            "deltajd": [0.0] * count,
+            "step_id_corr": ["0.0.0"] * count,
+        }
+    )
+
+
+def matches(*oids: str, dist: float = 0.5) -> pa.Table:
+    count = len(oids)
+    return pa.table(
+        {
+            "oid": pa.array(oids, pa.string()),
+            "catid": ["allwise"] * count,
+            "oid_catalog": [f"J{oid}" for oid in oids],
+            "dist": [dist] * count,
+        }
+    )
+
+
+class TestRoundTrip:
+    def test_texts(self, database, rows_of):
+        comments = pa.array([*NASTY_TEXTS], pa.string())
+        count = len(comments)
+        table = pa.table(
+            {
+                "oid_catalog": [f"k{text}" for text in NASTY_TEXTS],
+                "oid": [f"o{i}" for i in range(count)],
+                "catid": comments,
+                "dist": [0.0] * count,
+                "class_catalog": pa.array([None if i % 3 == 0 else text for i, text in enumerate(NASTY_TEXTS)]),
+            }
+        )
+        result = database.write({"object": objects(*table["oid"].to_pylist()), "xmatch": table})
+        assert result.refused == ()
+        names = ", ".join(table.column_names)
+        stored = rows_of(f"SELECT {names} FROM xmatch")
+        expected = [tuple(row.values()) for row in table.to_pylist()]
+        assert sorted(stored, key=repr) == sorted(expected, key=repr)
+
+    def test_floats_keep_every_bit(self, database, rows_of):
+        table = pa.table(
+            {
+                "oid_catalog": [f"{i:02d}" for i in range(len(NASTY_FLOATS))],
+                "ra": [value or 0.0 for value in NASTY_FLOATS],
+                "dec": [0.0] * len(NASTY_FLOATS),
+                "w1mpro": pa.array(NASTY_FLOATS, pa.float64()),
+            }
+        )
+        database.write({"allwise": table})
+        stored = [value for (value,) in rows_of("SELECT w1mpro FROM allwise ORDER BY oid_catalog")]
+        assert [repr(value) for value in stored] == [repr(value) for value in NASTY_FLOATS]
+
+    def test_single_precision_is_widened_not_rounded(self, database, rows_of):
+        value = np.float32(0.1)
+        table = pa.table({"oid_catalog": ["a"], "ra": pa.array([value]), "dec": pa.array([1], pa.int32())})
+        database.write({"allwise": table})
+        assert rows_of("SELECT ra, dec FROM allwise") == [(float(value), 1.0)]
+
+    def test_integers_booleans_times_dictionaries_and_slices(self, database, rows_of):
+        moment = datetime.datetime(2024, 2, 29, 23, 59, 59, 123456, tzinfo=UTC)
+        table = pa.table(
+            {
+                "oid": pa.array(["skipped", "a"]).dictionary_encode(),
+                "catid": pa.array(["skipped", "allwise"], pa.large_string()),
+                "oid_catalog": ["skipped", "J1"],
+                "dist": [9.0, 0.25],
+                "period": pa.nulls(2),
+                "candid": [0, 2**63 - 1],
+                "catalog_created": pa.array([moment, moment], pa.timestamp("ns", tz="America/Santiago")),
+            }
+        )
+        truth = pa.table({"oid": ["a"], "corrected": [False], "stellar": pa.array([None], pa.bool_())})
+        batch = table.slice(1).combine_chunks().to_batches()[0]
+        database.write({"xmatch": batch, "object": truth})
+        assert rows_of("SELECT candid, catalog_created, period, dist FROM xmatch") == [(2**63 - 1, moment, None, 0.25)]
+        assert rows_of("SELECT corrected, stellar FROM object") == [(False, None)]
+
+    def test_times_without_zone_are_utc_on_a_server_of_another_zone(self, database, rows_of):
+        execute(database.url, f"ALTER DATABASE {make_url(database.url).database} SET timezone = 'America/Santiago'")
+        database.close()
+        naive = datetime.datetime(2024, 1, 1, 12)
+        table = matches("a").append_column("catalog_created", pa.array([naive]))
+        database.write({"object": objects("a"), "xmatch": table})
+        assert rows_of("SELECT catalog_created AT TIME ZONE 'UTC' FROM xmatch") == [(naive,)]
+
+
+class TestIdempotence:
+    def test_repeat_changes_no_row_version(self, database, rows_of):
+        oids = [f"ZTF{i}" for i in range(500)]
+        sources = pa.table({"oid_catalog": [f"J{oid}" for oid in oids], "ra": [1.0] * 500, "dec": [float("nan")] * 500})
+        batch = {"object": objects(*oids), "allwise": sources, "xmatch": matches(*oids)}
+        version = "xmin::text, ctid::text"
+        versions = (
+            f"SELECT 'o', oid, {version} FROM object UNION ALL SELECT 'a', oid_catalog, {version} FROM allwise "
+            f"UNION ALL SELECT 'x', oid, {version} FROM xmatch ORDER BY 1, 2"
+        )
+
+        first = database.write(batch)
+        before = rows_of(versions)
+        second = database.write(batch)
+
+        assert first.counts == dict.fromkeys(("object", "allwise", "xmatch"), TableCounts(inserted=500))
+        assert second.counts == dict.fromkeys(("object", "allwise", "xmatch"), TableCounts(unchanged=500))
+        assert len(before) == 1500
+        assert rows_of(versions) == before
+        database.close()
+        for table in batch:
+            execute(database.url, f"ANALYZE {table}")
+        dead = rows_of("SELECT sum(n_dead_tup), sum(n_live_tup) FROM pg_stat_user_tables WHERE relname <> 'step'")
+        assert dead == [(0, 1500)]
+
+    def test_counts_tell_inserted_updated_and_unchanged(self, database):
+        database.write({"object": objects("a", "b")})
+        result = database.write({"object": pa.concat_tables([objects("a"), objects("b", "c", "c", lastmjd=58001.0)])})
+        assert result.counts == {"object": TableCounts(inserted=1, updated=1, unchanged=2)}
+
+    def test_nothing_to_write(self, database):
+        assert database.write({"object": objects()}).counts == {"object": TableCounts()}
+        assert database.write({}).counts == {}
+
+
+class TestRefusedRows:
+    def test_guilty_rows_are_found_and_the_others_written(self, database, rows_of):
+        oids = [f"o{i:03d}" for i in range(300)]
+        table = objects(*oids)
+        ndet = [1] * 300
+        ndet[17] = 2**31
+        oids[123] = "nul\0inside"
+        oids[200] = None
+        oids[201] = "x" * 2_000_000
+        table = table.set_column(0, "oid", pa.array(oids)).set_column(1, "ndet", pa.array(ndet, pa.int64()))
+
+        result = database.write({"object": table})
+
+        assert [row.index for row in result.refused] == [17, 123, 200, 201]
+        assert result.counts == {"object": TableCounts(inserted=296, refused=4)}
+        assert rows_of("SELECT count(*) FROM object") == [(296,)]
+        too_large, nul, null, too_long = result.refused
+        assert too_large.key == ("o017",)
+        assert "out of range" in too_large.reason
+        assert "ndet" in too_large.reason
+        assert nul.key == ("nul\0inside",)
+        assert "0x00" in nul.reason
+        assert "null value" in null.reason
+        assert "maximum" in too_long.reason
+        assert all(row.table == "object" for row in result.refused)
+
+    def test_rows_that_refer_to_a_refused_row_are_refused(self, database, rows_of):
+        table = objects("good", "bad").set_column(1, "ndet", pa.array([1, 2**40]))
+        result = database.write({"xmatch": matches("good", "bad", "unknown"), "object": table})
+        assert [(row.table, row.key, row.index) for row in result.refused] == [
+            ("object", ("bad",), 1),
+            ("xmatch", ("bad", "allwise"), 1),
+            ("xmatch", ("unknown", "allwise"), 2),
+        ]
+        assert "object" in result.refused[1].reason
+        assert "out of range" in result.refused[1].reason
+        assert "foreign key" in result.refused[2].reason
+        assert rows_of("SELECT oid FROM xmatch") == [("good",)]
+        assert result.counts["xmatch"] == TableCounts(inserted=1, refused=2)
+
+    def test_every_row_guilty(self, database, rows_of):
+        result = database.write({"xmatch": matches(*(f"o{i}" for i in range(40)))})
+        assert [row.index for row in result.refused] == list(range(40))
+        assert result.counts == {"xmatch": TableCounts(refused=40)}
+        assert rows_of("SELECT count(*) FROM xmatch") == [(0,)]
+
+    def test_duplicates_survive_halving(self, database, rows_of):
+        table = pa.concat_tables([objects("a", lastmjd=float(58000 + i)) for i in range(10)])
+        table = pa.concat_tables(
+            [table.select(["oid", "firstmjd", "lastmjd", "step_id_corr"]), objects("\0")], promote_options="default"
+        )
+        result = database.write({"object": table})
+        assert [row.index for row in result.refused] == [10]
+        assert rows_of("SELECT oid, firstmjd, lastmjd, deltajd FROM object") == [("a", 58000.0, 58009.0, 9.0)]
+
+    @pytest.mark.parametrize(
+        ("tables", "message"),
+        [
+            ({"objects": objects("a")}, "no table objects"),
+            ({"object": pa.table({"oid": ["a"], "nidet": [1]})}, "no column nidet"),
+            ({"object": pa.table({"oid": ["a"], "ndet": [1.5]})}, "object.ndet is INTEGER"),
+            ({"object": pa.table({"oid": [1]})}, "object.oid is VARCHAR"),
+            ({"xmatch": pa.table({"oid": ["a"], "catid": ["b"]})}, "lack the column oid_catalog, dist"),
+        ],
+    )
+    def test_mistakes_of_the_caller_are_raised(self, database, tables, message):
+        with pytest.raises(ValueError, match=message):
+            database.write(tables)
+
+
+class TestStep:
+    def test_updated_with_its_date_only_when_it_changed(self, database, rows_of):
+        days = [datetime.datetime(2024, 1, day, tzinfo=UTC) for day in (1, 2, 3)]
+        stored = []
+        for day, version in zip(days, ("1.0", "1.0", "1.1"), strict=True):
+            database.write_step("xmatch", "xmatch", version, date=day)
+            stored += rows_of("SELECT version, extract(day FROM date)::int, comments FROM step")
+        assert stored == [("1.0", 1, ""), ("1.0", 1, ""), ("1.1", 3, "")]
+
+    def test_impossible_value(self, database):
+        with pytest.raises(ValueError, match="0x00"):
+            database.write_step("xmatch", "\0", "1")
+
+
+class TestTables:
+    OLD_ALERCE = """
+        CREATE TABLE object (oid varchar PRIMARY KEY, ndethist int, ncovhist int, mjdstarthist float8,
+            mjdendhist float8, corrected bool, stellar bool, ndet int, g_r_max float8, g_r_max_corr float8,
+            g_r_mean float8, g_r_mean_corr float8, meanra float8, meandec float8, sigmara float8,
+            sigmadec float8, deltajd float8,
+            firstmjd float8, lastmjd float8, step_id_corr varchar, diffpos bool, reference_change bool, extra text);
+        CREATE TABLE xmatch (oid varchar REFERENCES object, catid varchar, oid_catalog varchar NOT NULL,
+            dist float8 NOT NULL, class_catalog varchar, period float8, PRIMARY KEY (oid, catid));
+        INSERT INTO object (oid, step_id_corr, ndet, extra) VALUES ('old', '1.2.3', 17, 'kept');
+        INSERT INTO xmatch VALUES ('old', 'allwise', 'J0', 0.9, 'QSO', 1.5);
+    """
+
+    def test_existing_tables_gain_the_provenance_columns_only(self, empty_url):
+        execute(empty_url, self.OLD_ALERCE)
+        columns = (
+            "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns "
+            "WHERE table_name IN ('object', 'xmatch') ORDER BY 1, ordinal_position"
+        )
+        indices = "SELECT indexdef FROM pg_indexes WHERE tablename IN ('object', 'xmatch') ORDER BY 1"
+        before, before_indices = execute(empty_url, columns), execute(empty_url, indices)
+        with Database(empty_url, IMPATIENT) as database:
+            database.create_tables()
+            database.create_tables()
+            added = [column for column in execute(empty_url, columns) if column not in before]
+            assert added == [
+                ("xmatch", "candid", "bigint", "YES"),
+                ("xmatch", "catalog_version", "character varying", "YES"),
+                ("xmatch", "catalog_created", "timestamp with time zone", "YES"),
+            ]
+            assert len(execute(empty_url, columns)) == len(before) + 3
+            assert execute(empty_url, indices) == before_indices
+            database.write({"object": objects("old", "new"), "xmatch": matches("old", "new", dist=0.1)})
+        assert execute(empty_url, "SELECT oid, ndet, extra FROM object ORDER BY oid") == [
+            ("new", 1, None),
+            ("old", 17, "kept"),
+        ]
+        assert execute(empty_url, "SELECT oid, dist, class_catalog, period FROM xmatch ORDER BY oid") == [
+            ("new", 0.1, None, None),
+            ("old", 0.1, "QSO", 1.5),
+        ]
+
+    def test_tables_of_somebody_else_are_left_alone(self, empty_url):
+        execute(empty_url, "CREATE TABLE object (id int)")
+        with Database(empty_url, IMPATIENT) as database, pytest.raises(TableLayoutError, match="lacks the columns oid"):
+            database.create_tables()
+        assert execute(empty_url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(1,)]
+
+    def test_missing_tables_are_named(self, empty_url):
+        with Database(empty_url, IMPATIENT) as database, pytest.raises(TableLayoutError, match="create_tables"):
+            database.write({"object": objects("a")})
+
+    def test_created_by_several_processes_at_once(self, empty_url):
+        with multiprocessing.get_context("spawn").Pool(3) as pool:
+            pool.map(_create_tables, [empty_url] * 6)
+        assert execute(empty_url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(4,)]
+
+    def test_layout(self, database, rows_of):
+        keys = rows_of(
+            "SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint "
+            "WHERE contype IN ('p', 'f') AND connamespace = 'public'::regnamespace ORDER BY 1, 2"
+        )
+        assert keys == [
+            ("allwise", "PRIMARY KEY (oid_catalog)"),
+            ("object", "PRIMARY KEY (oid)"),
+            ("step", "PRIMARY KEY (step_id)"),
+            ("xmatch", "FOREIGN KEY (oid) REFERENCES object(oid)"),
+            ("xmatch", "PRIMARY KEY (oid, catid)"),
+        ]
+        indices = {name for (name,) in rows_of("SELECT indexname FROM pg_indexes WHERE schemaname = 'public'")}
+        assert {"ix_allwise_ra", "ix_allwise_dec", "ix_object_ndet", "ix_object_meandec"} <= indices
+
+    def test_a_further_table_needs_no_more_than_its_description(self, empty_url, monkeypatch):
+        metadata = MetaData()
+        Table("note", metadata, Column("id", Integer, primary_key=True), Column("text", String))
+        monkeypatch.setattr(rules, "METADATA", metadata)
+        engine = create_engine(empty_url)
+        create_tables(engine, metadata)
+        engine.dispose()
+        with Database(empty_url, IMPATIENT) as database:
+            counts = [
+                database.write({"note": pa.table({"id": [1, 2], "text": texts})}).counts["note"]
+                for texts in (["a", None], ["a", "b"], ["a", None])
+            ]
+        assert counts == [
+            TableCounts(inserted=2),
+            TableCounts(updated=1, unchanged=1),
+            TableCounts(updated=1, unchanged=1),
+        ]
+
+
+class TestFailuresOfTheServer:
+    def test_unreachable_database_ends_in_a_clear_error_without_the_password(self):
+        database = Database("postgresql://me:s3cret@127.0.0.1:1/ztf", IMPATIENT)
+        with pytest.raises(DatabaseUnavailable, match=r"me:\*\*\*@127.0.0.1:1/ztf failed 2 times") as raised:
+            database.write({"object": objects("a")})
+        assert "s3cret" not in str(raised.value) + repr(database)
+
+    def test_goes_on_after_the_connection_was_cut(self, database, rows_of):
+        database.write({"object": objects("a")})
+        rows_of("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'alertbeam'")
+        database.write({"object": objects("b")})
+        assert rows_of("SELECT oid FROM object ORDER BY 1") == [("a",), ("b",)]
+
+    def test_outlasts_a_restart_of_the_server(self, tmp_path):
+        server = start_embedded(tmp_path)
+        written, failures = [], []
+        done = threading.Event()
+
+        def write() -> None:
+            with Database(server.url, RetryPolicy(attempts=30, first_delay_s=0.05, max_delay_s=0.2)) as database:
+                database.create_tables()
+                while not done.is_set():
+                    oids = [f"{len(written)}-{i}" for i in range(200)]
+                    try:
+                        database.write({"object": objects(*oids), "xmatch": matches(*oids)})
+                    except Exception as error:
+                        failures.append(error)
+                        return
+                    written.append(len(oids))
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        _wait_until(lambda: len(written) > 3 or failures)
+        server.stop()
+        before = len(written)
+        with start_embedded(tmp_path) as server:
+            _wait_until(lambda: len(written) > before + 3 or failures)
+            done.set()
+            thread.join(20)
+            assert failures == []
+            counts = "SELECT (SELECT count(*) FROM object), (SELECT count(*) FROM xmatch)"
+            assert execute(server.url, counts) == [(sum(written), sum(written))]
+
+    def test_a_deadlock_with_another_program_is_outlasted(self, database, rows_of):
+        database.write({"object": objects("a", "b")})
+        other = psycopg2.connect(make_url(database.url).set(drivername="postgresql").render_as_string(False))
+        other_error = []
+        with other.cursor() as cursor:
+            cursor.execute("SET deadlock_timeout = '10s'; UPDATE object SET ndet = 2 WHERE oid = 'b'")
+            thread = threading.Thread(target=database.write, args=({"object": objects("a", "b", lastmjd=58001.0)},))
+            thread.start()
+            _wait_until(lambda: rows_of("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)])
+            try:
+                cursor.execute("UPDATE object SET ndet = 2 WHERE oid = 'a'")
+                other.commit()
+            except psycopg2.Error as error:
+                other_error.append(error)
+        other.close()
+        thread.join(20)
+        assert other_error == []
+        assert rows_of("SELECT oid, ndet, lastmjd FROM object ORDER BY 1") == [("a", 1, 58001.0), ("b", 1, 58001.0)]
+
+    def test_two_processes_writing_the_same_keys(self, database, rows_of):
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            refused = pool.starmap(_write_shuffled, [(database, seed) for seed in range(2)])
+        assert refused == [0, 0]
+        assert rows_of("SELECT count(*), min(firstmjd), max(firstmjd), min(lastmjd), max(lastmjd) FROM object") == [
+            (500, 58000.0, 58000.0, 58019.0, 58019.0)
+        ]
+        assert rows_of("SELECT count(*), min(dist), max(dist) FROM xmatch") == [(500, 0.5, 0.5)]
+        deadlocks = rows_of("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        assert deadlocks == [(0,)]
+
+    def test_pickled_and_forked_copies_connect_anew(self, database, rows_of):
+        database.write({"object": objects("a")})
+        pickle.loads(pickle.dumps(database)).write({"object": objects("b")})
+        child = multiprocessing.get_context("fork").Process(target=_write_object, args=(database, "c"))
+        child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        database.write({"object": objects("d")})
+        assert rows_of("SELECT string_agg(oid, '' ORDER BY oid) FROM object") == [("abcd",)]
+
+    def test_delays_grow_and_stay_bounded(self):
+        policy = RetryPolicy(attempts=5, first_delay_s=0.1, max_delay_s=1.0)
+        for failures, longest in ((1, 0.1), (2, 0.2), (4, 0.8), (9, 1.0), (5000, 1.0)):
+            delays = [policy.delay_s(failures) for _ in range(50)]
+            assert longest / 2 <= min(delays) < max(delays) <= longest
+        with pytest.raises(ValueError, match="attempts"):
+            RetryPolicy(attempts=0)
+
+
+class TestSettings:
+    FULL: ClassVar = {
+        "DB_HOST": "db",
+        "DB_USER": "me",
+        "DB_PASSWORD": "p@s:s/w%#?ö",
+        "DB_PORT": "6543",
+        "DB_NAME": "ztf",
+    }
+
+    def test_password_of_special_characters(self):
+        url = make_url(url_of(self.FULL))
+        assert (url.username, url.password, url.host, url.port, url.database) == (
+            "me",
+            "p@s:s/w%#?ö",
+            "db",
+            6543,
+            "ztf",
+        )
+
+    @pytest.mark.parametrize("engine", ["postgres", "postgresql", "postgresql+psycopg2", "PostgreSQL"])
+    @pytest.mark.parametrize("variable", ["DB_ENGINE", "ENGINE"])
+    def test_engines(self, engine, variable):
+        assert url_of({**self.FULL, variable: engine}) == url_of(self.FULL)
+
+    def test_port_is_optional(self):
+        variables = {name: value for name, value in self.FULL.items() if name != "DB_PORT"}
+        assert make_url(url_of(variables)).port == 5432
+
+    @pytest.mark.parametrize("variables", [{}, {"PATH": "/bin"}, {"DB_HOST": "", "ENGINE": "postgres"}])
+    def test_none_set(self, variables):
+        assert url_of(variables) is None
+
+    @pytest.mark.parametrize("missing", ["DB_HOST", "DB_USER", "DB_PASSWORD", "DB_NAME"])
+    def test_missing_variables_are_named(self, missing):
+        variables = {name: value for name, value in self.FULL.items() if name != missing}
+        with pytest.raises(DatabaseSettingsError, match=f"set {missing} as well"):
+            url_of(variables)
+
+    @pytest.mark.parametrize(("name", "value"), [("DB_ENGINE", "mysql"), ("DB_PORT", "five"), ("DB_PORT", "70000")])
+    def test_wrong_values(self, name, value):
+        with pytest.raises(DatabaseSettingsError, match=f"{name} is '{value}'"):
+            url_of({**self.FULL, name: value})
+
+    def test_given_urls(self):
+        assert normalise_url("postgres://me:a%40b@db/ztf") == "postgresql+psycopg2://me:a%40b@db/ztf"
+        with pytest.raises(DatabaseSettingsError, match="only PostgreSQL"):
+            normalise_url("sqlite:///x")
+        with pytest.raises(DatabaseSettingsError) as raised:
+            normalise_url("s3cret")
+        assert "s3cret" not in str(raised.value)
+
+    @pytest.mark.parametrize("url", ["postgresql://me:s3cret@db/ztf", "postgresql://db/ztf?password=s3cret", "s3cret"])
+    def test_safe_url_hides_the_password(self, url):
+        assert "s3cret" not in safe_url(url)
+
+
+def _create_tables(url: str) -> None:
+    with Database(url, IMPATIENT) as database:
+        database.create_tables()
+
+
+def _write_object(database: Database, oid: str) -> None:
+    database.write({"object": objects(oid)})
+
+
+def _write_shuffled(database: Database, seed: int) -> int:
+    random = np.random.default_rng(seed)
+    refused = 0
+    for round_number in random.permutation(20):
+        oids = [f"o{i}" for i in random.permutation(500)]
+        batch = {
+            "object": objects(*oids, lastmjd=58000.0 + round_number),
+            "xmatch": matches(*oids, dist=0.5 + round_number),
+        }
+        refused += len(database.write(batch).refused)
+    return refused
+
+
+def _wait_until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_refused_rows_are_plain_values():
+    row = RefusedRow("object", ("a",), 3, "why")
+    assert pickle.loads(pickle.dumps(row)) == row
+    assert {"object", "allwise", "xmatch", "step"} == set(METADATA.tables)

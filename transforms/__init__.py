@@ -1,0 +1,1 @@
+"""Beam transforms: each calls plain functions of the rooms below."""

@@ -1,0 +1,75 @@
+"""Counters of a run: one list of names for the transforms that raise them and the summary that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from apache_beam.metrics import Metrics, MetricsFilter
+from apache_beam.runners.runner import PipelineResult
+
+NAMESPACE: Final = "alertbeam"
+
+
+def count(name: str, number: int = 1) -> None:
+    """Raise a counter of the run."""
+    if number:
+        Metrics.counter(NAMESPACE, name).inc(int(number))
+
+
+@dataclass(frozen=True)
+class RunCounts:
+    """What became of the alerts of a run: ``read`` = ``written`` + ``filtered`` + ``repeated`` + ``failed``.
+
+    Attributes
+    ----------
+    read : int
+        Alerts decoded.
+    filtered : int
+        Alerts left out because of their programme.
+    repeated : int
+        Alerts whose candid had been met before in the run.
+    matched, no_match, failed : int
+        Outcome of the crossmatch: with a match in some catalogue, with none, not looked up.
+    written : int
+        Enriched alerts written.
+    empty : int
+        Valid containers without a record.
+    dead_letters : Mapping of str to int
+        By stage.
+    catalogs : Mapping of str to int
+        Matches by catalogue.
+    rows : Mapping of str to int
+        Database rows written (inserted or updated), by table.
+    """
+
+    read: int = 0
+    filtered: int = 0
+    repeated: int = 0
+    matched: int = 0
+    no_match: int = 0
+    failed: int = 0
+    written: int = 0
+    empty: int = 0
+    dead_letters: Mapping[str, int] | None = None
+    catalogs: Mapping[str, int] | None = None
+    rows: Mapping[str, int] | None = None
+
+    @property
+    def dead(self) -> int:
+        """Dead letters of all stages."""
+        return sum((self.dead_letters or {}).values())
+
+
+def run_counts(result: PipelineResult) -> RunCounts:
+    """Read the counters of a finished pipeline."""
+    found: dict[str, int] = {}
+    for counter in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        found[counter.key.metric.name] = found.get(counter.key.metric.name, 0) + counter.result
+
+    def by(prefix: str) -> dict[str, int]:
+        return {name[len(prefix) :]: number for name, number in sorted(found.items()) if name.startswith(prefix)}
+
+    plain = {name: number for name, number in found.items() if ":" not in name}
+    return RunCounts(**plain, dead_letters=by("dead_letters:"), catalogs=by("catalog:"), rows=by("rows:"))

@@ -1,0 +1,77 @@
+"""Dead letters: what could not be processed flows to files of its own, with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import apache_beam as beam
+
+from alerts.batch import AlertBatch
+from alerts.dead_letters import DeadLetter, write_dead_letters
+from transforms.counts import count
+
+DEAD_LETTERS: Final = "dead_letters"
+_MAX_LETTERS, _MAX_BYTES = 10_000, 128 << 20
+
+
+def dead_letter(unit: str, letter: DeadLetter) -> beam.pvalue.TaggedOutput:
+    """Send a letter of a unit of work to the dead letters."""
+    return beam.pvalue.TaggedOutput(DEAD_LETTERS, (unit, letter))
+
+
+def letter_for_alert(batch: AlertBatch, row: int, stage: str, reason: str) -> DeadLetter:
+    """Letter with the whole packet of one alert of a batch."""
+    candid = int(batch.candid[row])
+    return DeadLetter(stage, reason, batch.source, batch.members[row], batch.packet(row), candid=candid)
+
+
+class WriteDeadLetters(beam.PTransform):
+    """Write letters to ``<folder>/<unit>.<stage>.<number>.avro``.
+
+    Each stage writes its own letters, without a shuffle: when a service fails, they are as many as the alerts.
+
+    Parameters
+    ----------
+    folder : Path
+    stage : str
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        super().__init__()
+        self._folder, self._stage = folder, stage
+
+    def expand(self, letters: beam.PCollection) -> Any:
+        """Apply to a PCollection of (unit, DeadLetter)."""
+        return letters | beam.ParDo(_Write(self._folder, self._stage))
+
+
+class _Write(beam.DoFn):
+    def __init__(self, folder: Path, stage: str) -> None:
+        self._folder, self._stage = folder, stage
+
+    def start_bundle(self) -> None:
+        self._unit, self._number = "", 0
+        self._letters: list[DeadLetter] = []
+        self._bytes = 0
+
+    def process(self, element: tuple[str, DeadLetter]) -> None:
+        unit, letter = element
+        if unit != self._unit:
+            self._flush()
+            self._unit, self._number = unit, 0
+        self._letters.append(letter)
+        self._bytes += len(letter.payload)
+        count(f"dead_letters:{letter.stage}")
+        if len(self._letters) >= _MAX_LETTERS or self._bytes >= _MAX_BYTES:
+            self._flush()
+
+    def finish_bundle(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._letters:
+            path = self._folder / f"{self._unit}.{self._stage}.{self._number:04d}.avro"
+            write_dead_letters(path, self._letters)
+            self._number += 1
+        self._letters, self._bytes = [], 0

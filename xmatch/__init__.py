@@ -1,0 +1,1 @@
+"""Catalogues on disk and the crossmatch of positions with them."""
