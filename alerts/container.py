@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,8 @@ from alerts.reference import decode_with_fastavro
 
 MAGIC: Final = b"Obj\x01"
 SYNC_BYTES: Final = 16
-ZlibError: Final[type[Exception]] = zlib_ng.error
+# zlib-ng's type stub calls the class an instance.
+ZlibError: Final = cast(type[Exception], zlib_ng.error)
 CODECS: Final = ("null", "deflate", "snappy", "zstandard")
 MAX_HEADER_BYTES: Final = 8 << 20
 # Most that one block may hold once inflated; a few kilobytes can claim terabytes.

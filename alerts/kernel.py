@@ -1,8 +1,8 @@
 """The compiled walk through Avro bytes: one pass, every read checked against the end of its block.
 
 The kernel interprets the program of :mod:`alerts.layout`. It writes each wanted value into its column and steps over
-the rest; cutouts are stepped over by their length. It never trusts a length or a count: whatever the bytes are, it reads
-inside the block, needs time proportional to the block, and stores at most as many rows as the caller made room for.
+the rest; cutouts are stepped over by their length. It never trusts a length or a count: whatever the bytes are, it
+reads inside the block, needs time proportional to the block, and stores at most as many rows as the caller made room for.
 """
 
 from __future__ import annotations

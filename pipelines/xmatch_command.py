@@ -229,7 +229,7 @@ def _pipeline_options(runner: str, beam_options: Sequence[str]) -> PipelineOptio
 
 def _is_beam_option(text: str) -> bool:
     name = text.removeprefix("--").partition("=")[0]
-    known = PipelineOptions().get_all_options(retain_unknown_options=False)
+    known = PipelineOptions([]).get_all_options(retain_unknown_options=False)
     return name in known or name.removeprefix("no_") in known
 
 
