@@ -2,7 +2,7 @@
 
 The kernel interprets the program of :mod:`alerts.layout`. It writes each wanted value into its column and steps over
 the rest; cutouts are stepped over by their length. It never trusts a length or a count: whatever the bytes are, it
-reads inside the block, needs time proportional to the block, and stores at most as many rows as the caller made room for.
+reads inside the block, needs time proportional to the block, and stores at most as many rows as there is room for.
 """
 
 from __future__ import annotations
