@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# All checks and tests: linters, types, arrows of import, then pytest. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")"
+source scripts/environment.sh
+make_environment test
+
+python=.venv/bin/python
+"$python" -m ruff check .
+"$python" -m ruff format --check --quiet .
+"$python" -m mypy
+.venv/bin/lint-imports --no-cache > .venv/import-linter.log || { cat .venv/import-linter.log; exit 1; }
+bash -n run_local.sh scripts/environment.sh
+exec "$python" -m pytest "$@"
