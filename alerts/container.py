@@ -27,6 +27,7 @@ MAGIC: Final = b"Obj\x01"
 SYNC_BYTES: Final = 16
 # zlib-ng's type stub calls the class an instance.
 ZlibError: Final = cast(type[Exception], zlib_ng.error)
+DEFAULT_LEVELS: Final = {"deflate": 1, "zstandard": -1}
 CODECS: Final = ("null", "deflate", "snappy", "zstandard")
 MAX_HEADER_BYTES: Final = 8 << 20
 # Most that one block may hold once inflated; a few kilobytes can claim terabytes.
@@ -304,13 +305,14 @@ def _decompress_snappy(data: memoryview, limit: int) -> bytes:
     return out
 
 
-def compress(codec: str, data: bytes | memoryview, level: int = 1) -> bytes | memoryview:
-    """Deflate a block for writing."""
+def compress(codec: str, data: bytes | memoryview, level: int | None = None) -> bytes | memoryview:
+    """Deflate a block for writing, at a fast level unless another is given."""
+    level = DEFAULT_LEVELS.get(codec) if level is None else level
     match codec:
         case "null":
             return data
         case "deflate":
-            deflate = zlib_ng.compressobj(level, zlib_ng.DEFLATED, -15)
+            deflate = zlib_ng.compressobj(cast(int, level), zlib_ng.DEFLATED, -15)
             return deflate.compress(data) + deflate.flush()
         case "snappy":
             out = pa.Codec("snappy").compress(pa.py_buffer(data), asbytes=True)

@@ -55,7 +55,7 @@ class XmatchJob:
     programs: tuple[int, ...] = (1,)
     limits: Limits = field(default_factory=Limits)
     codec: str = "zstandard"
-    level: int = 1
+    level: int | None = None
     precision: str = "float"
 
     @property

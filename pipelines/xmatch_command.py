@@ -78,7 +78,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--codec", choices=CODECS, default="zstandard", help="of the written alerts")
     parser.add_argument(
-        "--compression-level", type=int, default=1, metavar="N", help="of the written alerts (default 1)"
+        "--compression-level", type=int, metavar="N", help="of the written alerts (default: a fast one)"
     )
     parser.add_argument(
         "--xmatch-precision",

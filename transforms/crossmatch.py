@@ -55,8 +55,7 @@ class _Crossmatch(beam.DoFn):
         matches = match_all(self._matchers, batch.ra, batch.dec)
         failed = np.any([match.status == FAILED for match in matches], axis=0)
         for row in np.flatnonzero(failed):
-            reason = next(reason for match in matches if (reason := match.errors[int(row)].as_py()))
-            yield dead_letter(batch.unit, letter_for_alert(batch, int(row), "crossmatch", reason))
+            yield dead_letter(batch.unit, letter_for_alert(batch, int(row), "crossmatch", failure(matches, int(row))))
         count("failed", int(failed.sum()))
         if failed.all():
             return
@@ -68,6 +67,12 @@ class _Crossmatch(beam.DoFn):
         for match in matches:
             count(f"catalog:{match.catalog}", int((match.status == MATCHED).sum()))
         yield MatchedAlerts(batch, tuple(matches))
+
+
+def failure(matches: Sequence[Matches], row: int) -> str:
+    """Why a position could not be looked up, in the words of the first catalogue that failed."""
+    failed = next(match for match in matches if match.status[row] == FAILED)
+    return failed.errors[row].as_py() or f"the lookup in {failed.catalog} failed"
 
 
 def select(matches: Matches, rows: np.ndarray) -> Matches:

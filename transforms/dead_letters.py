@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +23,16 @@ def dead_letter(unit: str, letter: DeadLetter) -> beam.pvalue.TaggedOutput:
 
 def letter_for_alert(batch: AlertBatch, row: int, stage: str, reason: str) -> DeadLetter:
     """Letter with the whole packet of one alert of a batch."""
-    candid = int(batch.candid[row])
-    return DeadLetter(stage, reason, batch.source, batch.members[row], batch.packet(row), candid=candid)
+    candid = batch.values.get("candid") or batch.values.get("candidate.candid")
+    known = candid is not None and candid.column.kind in ("int", "long") and candid.valid[row]
+    return DeadLetter(
+        stage,
+        reason,
+        batch.source,
+        batch.members[row],
+        batch.packet(row),
+        candid=int(candid.data[row]) if candid is not None and known else None,
+    )
 
 
 class WriteDeadLetters(beam.PTransform):
@@ -51,7 +60,9 @@ class _Write(beam.DoFn):
         self._folder, self._stage = folder, stage
 
     def start_bundle(self) -> None:
-        self._unit, self._number = "", 0
+        self._unit = ""
+        # Units may alternate: rows that a database refuses come back in the order of the tables.
+        self._files: Counter[str] = Counter()
         self._letters: list[DeadLetter] = []
         self._bytes = 0
 
@@ -59,7 +70,7 @@ class _Write(beam.DoFn):
         unit, letter = element
         if unit != self._unit:
             self._flush()
-            self._unit, self._number = unit, 0
+            self._unit = unit
         self._letters.append(letter)
         self._bytes += len(letter.payload)
         count(f"dead_letters:{letter.stage}")
@@ -71,7 +82,7 @@ class _Write(beam.DoFn):
 
     def _flush(self) -> None:
         if self._letters:
-            path = self._folder / f"{self._unit}.{self._stage}.{self._number:04d}.avro"
+            path = self._folder / f"{self._unit}.{self._stage}.{self._files[self._unit]:04d}.avro"
             write_dead_letters(path, self._letters)
-            self._number += 1
+            self._files[self._unit] += 1
         self._letters, self._bytes = [], 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import apache_beam as beam
@@ -12,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from alerts.dead_letters import DeadLetter
 from alerts.sources import Source
 from transforms.counts import count
-from transforms.crossmatch import MATCHED_ALERTS
+from transforms.crossmatch import MATCHED_ALERTS, failure
 from transforms.dead_letters import DEAD_LETTERS, dead_letter
 from transforms.tables import crossmatch_rows
 from xmatch.matcher import FAILED, MATCHED, Matcher, match_all
@@ -30,15 +30,6 @@ class PositionsError(ValueError):
     """A table of positions cannot be used; the message says what it lacks."""
 
 
-@dataclass(frozen=True)
-class PositionBatch:
-    """Rows of a table of positions: identifiers, and degrees as they stand in the file."""
-
-    source: str
-    unit: str
-    rows: pa.Table
-
-
 def check_positions(path: str) -> None:
     """Look at the head of a table of positions.
 
@@ -48,7 +39,7 @@ def check_positions(path: str) -> None:
         If it cannot be read or lacks a column.
     """
     try:
-        names = next(_read(path, schema_only=True)).column_names
+        names = next(_read(path, [], schema_only=True)).column_names
     except (pa.ArrowException, OSError) as error:
         raise PositionsError(f"{path}: cannot be read as a table ({str(error)[:100]})") from error
     missing = [name for name in COLUMNS if name not in names]
@@ -59,29 +50,40 @@ def check_positions(path: str) -> None:
         )
 
 
-def read_positions(path: str) -> Iterator[pa.Table]:
-    """Read columns id (text), ra and dec (degrees; null where the text is no number) in portions."""
-    for table in _read(path):
-        yield pa.table(
-            {
-                "id": table["id"].cast(pa.string()),
-                "ra": _degrees(table["ra"]),
-                "dec": _degrees(table["dec"]),
-            }
-        )
+def read_positions(path: str) -> Iterator[pa.Table | DeadLetter]:
+    """Read the columns id, ra and dec, as they stand in the file, in portions; a line of a CSV that has too few or too
+    many cells gives a dead letter.
+    """
+    letters: list[DeadLetter] = []
+    for table in _read(path, letters):
+        yield from letters
+        letters.clear()
+        yield table
+    yield from letters
 
 
-def _read(path: str, schema_only: bool = False) -> Iterator[pa.Table]:
+def _read(path: str, letters: list[DeadLetter], schema_only: bool = False) -> Iterator[pa.Table]:
     if path.endswith(".parquet"):
         file = pq.ParquetFile(path)
         if schema_only:
             yield file.schema_arrow.empty_table()
             return
         for batch in file.iter_batches(batch_size=_ROWS, columns=list(COLUMNS)):
-            yield pa.Table.from_batches([batch])
+            yield pa.Table.from_batches([batch]).select(COLUMNS)
         return
-    as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=True)
-    with pa.csv.open_csv(path, convert_options=as_text) as reader:
+
+    def set_aside(row: pa.csv.InvalidRow) -> str:
+        reason = f"the line has {row.actual_columns} cells instead of {row.expected_columns}"
+        letters.append(DeadLetter("read", reason, path, row.text.partition(",")[0], row.text.encode()))
+        return "skip"
+
+    as_text = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(COLUMNS, pa.string()),
+        strings_can_be_null=True,
+        include_columns=[] if schema_only else COLUMNS,
+    )
+    parse = pa.csv.ParseOptions(invalid_row_handler=set_aside)
+    with pa.csv.open_csv(path, parse_options=parse, convert_options=as_text) as reader:
         if schema_only:
             yield reader.schema.empty_table()
             return
@@ -90,11 +92,16 @@ def _read(path: str, schema_only: bool = False) -> Iterator[pa.Table]:
 
 
 def _degrees(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers of a column; null where the text is none."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column.cast(pa.float64())
     text = pc.utf8_trim_whitespace(column)
     number = pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
     return pc.if_else(number, text, None).cast(pa.float64())
+
+
+def _as_numpy(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
 class CrossmatchPositions(beam.PTransform):
@@ -125,21 +132,26 @@ class _CrossmatchPositions(beam.DoFn):
 
     def process(self, source: Source) -> Iterator[Any]:
         for rows in read_positions(source.location):
-            ra, dec = (np.asarray(rows[name].to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
-            matches = match_all(self._matchers, ra, dec)
+            if isinstance(rows, DeadLetter):
+                yield dead_letter(source.name, rows)
+                continue
+            ra, dec = (_degrees(rows[name]) for name in ("ra", "dec"))
+            matches = match_all(self._matchers, _as_numpy(ra), _as_numpy(dec))
             count("read", len(rows))
             status = np.array([match.status for match in matches])
             failed, found = (status == FAILED).any(axis=0), (status == MATCHED).any(axis=0)
             count("failed", int(failed.sum()))
-            count("matched", int(found.sum()))
+            count("matched", int((found & ~failed).sum()))
             count("no_match", int((~found & ~failed).sum()))
             for match in matches:
                 count(f"catalog:{match.catalog}", int((match.status == MATCHED).sum()))
+            identifier = rows["id"].cast(pa.string())
             for row in np.flatnonzero(failed):
-                name = str(rows["id"][int(row)].as_py())
-                reason = next(reason for match in matches if (reason := match.errors[int(row)].as_py()))
-                line = f"id,ra,dec\n{name},{ra[row]},{dec[row]}\n".encode()
-                yield dead_letter(source.name, DeadLetter("crossmatch", reason, source.location, name, line))
-            keys = {name: rows[name].combine_chunks() for name in COLUMNS}
+                sink = pa.BufferOutputStream()
+                pa.csv.write_csv(rows.slice(row, 1), sink)
+                reason, name = failure(matches, int(row)), str(identifier[int(row)].as_py())
+                letter = DeadLetter("crossmatch", reason, source.location, name, sink.getvalue().to_pybytes())
+                yield dead_letter(source.name, letter)
+            keys = {"id": identifier.combine_chunks(), "ra": ra.combine_chunks(), "dec": dec.combine_chunks()}
             count("written", len(rows) - int(failed.sum()))
             yield source.name, crossmatch_rows(keys, matches)

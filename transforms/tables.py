@@ -27,6 +27,7 @@ ALLWISE_COLUMNS: Final = {
     **{f"{band}mag": f"{band.lower()}_m_2mass" for band in "JHK"},
     **{f"e_{band}mag": f"{band.lower()}_msig_2mass" for band in "JHK"},
 }
+_ALLWISE_REQUIRED: Final = frozenset({"AllWISE", "RAJ2000", "DEJ2000"})
 
 
 def for_enriching(matches: Sequence[Matches]) -> list[CatalogMatches]:
@@ -55,7 +56,7 @@ def object_rows(batch: AlertBatch, rows: np.ndarray) -> pa.Table:
         values = batch.integers(path)[rows]
         return pa.array(values, mask=values < 0)
 
-    mjd = batch.jd[rows] - JD_MINUS_MJD
+    mjd = batch.jd[rows].astype(np.float64) - JD_MINUS_MJD
     count = len(rows)
     return pa.table(
         {
@@ -68,8 +69,8 @@ def object_rows(batch: AlertBatch, rows: np.ndarray) -> pa.Table:
             "lastmjd": mjd,
             "deltajd": np.zeros(count),
             "ndet": np.ones(count, dtype=np.int64),
-            "meanra": batch.ra[rows],
-            "meandec": batch.dec[rows],
+            "meanra": batch.ra[rows].astype(np.float64),
+            "meandec": batch.dec[rows].astype(np.float64),
             "corrected": pa.repeat(False, count),
             "stellar": pa.repeat(False, count),
             "step_id_corr": pa.repeat("0.0.0", count),
@@ -85,18 +86,20 @@ def database_rows(alerts: MatchedAlerts) -> tuple[dict[str, pa.Table], dict[str,
     batch = alerts.batch
     matched = [np.flatnonzero(match.status == MATCHED) for match in alerts.matches]
     rows = np.unique(np.concatenate(matched))
-    tables = {"object": object_rows(batch, rows)}
-    origin = {"object": rows}
     oid = batch.object_id
-    xmatch = []
+    allwise: list[tuple[np.ndarray, pa.Table]] = []
+    xmatch: list[pa.Table] = []
     for match, found in zip(alerts.matches, matched, strict=True):
         columns = match.columns.take(pa.array(found))
-        if set(ALLWISE_COLUMNS) >= set(columns.column_names) and "AllWISE" in columns.column_names:
-            tables["allwise"] = columns.rename_columns([ALLWISE_COLUMNS[name] for name in columns.column_names])
-            origin["allwise"] = found
+        if ALLWISE_COLUMNS.keys() >= set(columns.column_names) >= _ALLWISE_REQUIRED:
+            sources = columns.rename_columns([ALLWISE_COLUMNS[name] for name in columns.column_names])
+            allwise.append((found, sources))
         xmatch.append(_xmatch_rows(match, found, oid, columns.column(0), batch.candid))
-    tables["xmatch"] = pa.concat_tables(xmatch)
-    origin["xmatch"] = np.concatenate(matched)
+    tables = {"object": object_rows(batch, rows), "xmatch": pa.concat_tables(xmatch)}
+    origin = {"object": rows, "xmatch": np.concatenate(matched)}
+    if allwise:
+        tables["allwise"] = pa.concat_tables([sources for _, sources in allwise], promote_options="default")
+        origin["allwise"] = np.concatenate([found for found, _ in allwise])
     return tables, origin
 
 
@@ -110,7 +113,7 @@ def _xmatch_rows(
             "catid": pa.repeat(match.catalog, len(found)),
             "oid_catalog": identifier.cast(pa.string()),
             "dist": match.separation_arcsec[found],
-            "candid": candid[found],
+            "candid": candid[found].astype(np.int64),
             "catalog_version": pa.repeat(match.catalog_version, len(found)),
             "catalog_created": pa.repeat(pa.scalar(created, pa.timestamp("us", tz="UTC")), len(found)),
         }
@@ -124,15 +127,19 @@ def crossmatch_rows(keys: Mapping[str, pa.Array], matches: Sequence[Matches]) ->
     ----------
     keys : mapping of str to pyarrow.Array
         What identifies a position: for alerts candid, oid, jd, ra, dec; for a table id, ra, dec.
+
+    A column whose name is taken, or has another type in an earlier catalogue, gets its catalogue's name before its own.
     """
-    tables = []
+    tables: list[pa.Table] = []
+    types: dict[str, pa.DataType] = {}
     for match in matches:
         outcome = pa.array([OUTCOMES[code] for code in range(3)]).take(pa.array(match.status.astype(np.int8)))
         separation = pa.array(match.separation_arcsec, mask=match.status != MATCHED)
         table = pa.table({**keys, "catalog": pa.repeat(match.catalog, len(match.status)), "status": outcome})
         table = table.append_column(SEPARATION, separation)
         for name, column in zip(match.columns.column_names, match.columns.columns, strict=True):
-            table = table.append_column(name if name not in table.column_names else f"{match.catalog}_{name}", column)
+            taken = name in table.column_names or types.setdefault(name, column.type) != column.type
+            table = table.append_column(f"{match.catalog}_{name}" if taken else name, column)
         tables.append(table)
     return pa.concat_tables(tables, promote_options="permissive")
 
@@ -141,10 +148,10 @@ def crossmatches_of_alerts(alerts: MatchedAlerts) -> pa.Table:
     """Rows of ``crossmatches.parquet`` for alerts."""
     batch = alerts.batch
     keys = {
-        "candid": pa.array(batch.candid),
+        "candid": pa.array(batch.candid, pa.int64()),
         "oid": batch.object_id,
-        "jd": pa.array(batch.jd),
-        "ra": pa.array(batch.ra),
-        "dec": pa.array(batch.dec),
+        "jd": pa.array(batch.jd.astype(np.float64)),
+        "ra": pa.array(batch.ra.astype(np.float64)),
+        "dec": pa.array(batch.dec.astype(np.float64)),
     }
     return crossmatch_rows(keys, alerts.matches)

@@ -40,15 +40,15 @@ class WriteAlerts(beam.PTransform):
     folder : Path
     codec : str
         Of :data:`alerts.container.CODECS`.
-    level : int
-        Of compression.
+    level : int, optional
+        Of compression; a fast one by default.
     precision : {"float", "double"}
         Of the numbers in ``xmatches``.
     """
 
     folder: Path
     codec: str = "zstandard"
-    level: int = 1
+    level: int | None = None
     precision: str = "float"
 
     def expand(self, matched: beam.PCollection) -> Any:
@@ -57,7 +57,7 @@ class WriteAlerts(beam.PTransform):
 
 
 class _WriteAlerts(beam.DoFn):
-    def __init__(self, folder: Path, codec: str, level: int, precision: str) -> None:
+    def __init__(self, folder: Path, codec: str, level: int | None, precision: str) -> None:
         self._folder, self._codec, self._level, self._precision = folder, codec, level, precision
 
     def setup(self) -> None:

@@ -1,0 +1,74 @@
+"""Alerts per second from a nightly archive to crossmatched Avro files, beside bare inflating of the archive."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from isal import igzip
+from zlib_ng import gzip_ng
+
+from alerts.sources import find_sources
+from benchmarks.measure import conditions, figure, interleaved_seconds
+from pipelines.xmatch import XmatchJob
+from pipelines.xmatch import run as run_job
+from simulation import simulate_sample
+from xmatch.catalog import build_catalog
+from xmatch.matcher import LocalMatcher
+
+
+def run(alerts: int = 8000, repeats: int = 3) -> Iterator[dict[str, Any]]:
+    """Measure the whole pipeline without a database: inflate, decode, crossmatch, enrich, write, on Beam's runner.
+
+    Parameters
+    ----------
+    alerts : int
+        Of a simulated night, cutouts included.
+    repeats : int
+
+    Yields
+    ------
+    dict
+    """
+    with tempfile.TemporaryDirectory(prefix="alertbeam-") as folder:
+        here = Path(folder)
+        sample = simulate_sample(here, alerts=alerts)
+        archive = sample.night.archive
+        catalog = build_catalog(sample.catalog.path, here / "allwise", name="allwise")
+        job = XmatchJob(tuple(find_sources([str(archive)])), (LocalMatcher(catalog),), here / "run")
+
+        def pipeline() -> None:
+            run_job(job, beam.Pipeline(runner=FnApiRunner()))
+
+        tasks: dict[str, Callable[[], Any]] = {
+            "archive": pipeline,
+            "zlib-ng": lambda: _inflate(gzip_ng.open, archive),
+            "isal": lambda: _inflate(igzip.open, archive),
+            "gzip": lambda: _inflate(gzip.open, archive),
+        }
+        pipeline()
+        seconds = interleaved_seconds(tasks, repeats)
+        given = conditions(
+            "apache-beam",
+            "isal",
+            "zlib-ng",
+            alerts=alerts,
+            packet_bytes=round(sample.night.mean_member_bytes),
+            archive_megabytes=round(sample.night.archive_bytes / 1e6),
+            codec=job.codec,
+        )
+    best = alerts / min(seconds[name] for name in tasks if name != "archive")
+    for name in tasks:
+        yield figure(name, alerts, seconds[name], "alerts/s", given, best, peer=name != "archive")
+
+
+def _inflate(opener: Callable[..., Any], path: Path) -> None:
+    memory = memoryview(bytearray(1 << 20))
+    with opener(path, "rb") as stream:
+        while stream.readinto(memory):
+            pass
