@@ -8,7 +8,7 @@ ROOMS = ["alerts", "benchmarks", "database", "pipelines", "schemas", "simulation
 DEPENDENCIES = [
     "apache-beam>=2.77,<2.78",
     "astropy>=6.1,<9",
-    "fastavro>=1.9,<2",
+    "fastavro[zstandard]>=1.9,<2",
     "isal>=1.6,<2",
     "joblib>=1.3,<2",
     "numba>=0.61,<0.69",
@@ -18,16 +18,15 @@ DEPENDENCIES = [
     "psycopg2-binary>=2.9,<3",
     "pyarrow>=17,<26",
     "pyyaml>=6,<7",
-    "requests>=2.31,<3",
+    "requests>=2.32,<3",
     "rich>=13,<16",
     "scikit-learn>=1.4,<1.10",
     "scipy>=1.13,<2",
     "sqlalchemy>=2.0,<2.2",
     "zlib-ng>=0.5,<2",
-    "zstandard>=0.22,<1",
 ]
 TEST_DEPENDENCIES = [
-    "cramjam>=2.8,<3",
+    "fastavro[snappy]",
     "hypothesis>=6.100,<7",
     "import-linter>=2.1,<3",
     "mypy>=1.11,<3",

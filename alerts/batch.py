@@ -82,7 +82,7 @@ class AlertBatch:
     @property
     def candid(self) -> NDArray[np.int64]:
         """Identifier of each alert."""
-        return self._required("candid").data
+        return self._required("candid").data.astype(np.int64, copy=False)
 
     @property
     def object_id(self) -> pa.Array:
@@ -92,17 +92,17 @@ class AlertBatch:
     @property
     def jd(self) -> NDArray[np.float64]:
         """Julian date of each alert's exposure (start), days."""
-        return self._required("jd").data
+        return self._required("jd").data.astype(np.float64, copy=False)
 
     @property
     def ra(self) -> NDArray[np.float64]:
         """Right ascension of each alert, degrees, J2000."""
-        return self._required("ra").data
+        return self._required("ra").data.astype(np.float64, copy=False)
 
     @property
     def dec(self) -> NDArray[np.float64]:
         """Declination of each alert, degrees, J2000."""
-        return self._required("dec").data
+        return self._required("dec").data.astype(np.float64, copy=False)
 
     @property
     def programid(self) -> NDArray[np.int64]:
@@ -209,6 +209,8 @@ def decode_batch(
     ends = np.cumsum(sizes)
     buffer = np.frombuffer(records, dtype=np.uint8)
     found = schema.decode(buffer, ends - sizes, ends, np.ones(len(sizes), dtype=np.int64))
+    if len(found) != len(sizes):
+        raise ValueError(f"{len(sizes) - len(found)} records that were read before cannot be read again")
     return AlertBatch(schema, source, unit, tuple(members), first, buffer, found.start, found.end, found.columns)
 
 

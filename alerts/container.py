@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final, cast
 
 import numpy as np
@@ -31,7 +30,7 @@ DEFAULT_LEVELS: Final = {"deflate": 1, "zstandard": -1}
 CODECS: Final = ("null", "deflate", "snappy", "zstandard")
 MAX_HEADER_BYTES: Final = 8 << 20
 # Most that one block may hold once inflated; a few kilobytes can claim terabytes.
-MAX_BLOCK_BYTES: Final = 512 << 20
+MAX_BLOCK_BYTES: Final = 256 << 20
 
 
 class ContainerError(ValueError):
@@ -83,10 +82,10 @@ class WriterSchema:
         return writer_schema, (self.text,)
 
 
-_SCHEMAS: OrderedDict[str, WriterSchema] = OrderedDict()
 _CACHE_SIZE: Final = 64
 
 
+@lru_cache(maxsize=_CACHE_SIZE)
 def writer_schema(text: str) -> WriterSchema:
     """Compile a writer schema, or take it from the cache.
 
@@ -95,18 +94,11 @@ def writer_schema(text: str) -> WriterSchema:
     SchemaError
         If the text is not a schema that can be understood.
     """
-    found = _SCHEMAS.get(text)
-    if found is None:
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SchemaError(f"the schema is not JSON ({error})") from error
-        found = WriterSchema(text, compile_layout(parsed, STANDARD_FIELDS))
-        _SCHEMAS[text] = found
-        if len(_SCHEMAS) > _CACHE_SIZE:
-            _SCHEMAS.popitem(last=False)
-    _SCHEMAS.move_to_end(text)
-    return found
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"the schema is not JSON ({error})") from error
+    return WriterSchema(text, compile_layout(parsed, STANDARD_FIELDS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +192,11 @@ def what_instead(head: bytes) -> str:
         return "an XML document, not an alert"
     if head.startswith(MAGIC[: len(head)]):
         return "the container ends within its first bytes"
+    registered = int.from_bytes(head[1:5], "big")
+    if head[0] == 0 and len(head) > 5 and 0 < registered < 1 << 20:
+        return f"a message framed for a schema registry (schema {registered}), not a container"
+    if head.startswith(b"\xc3\x01"):
+        return "a single-object encoded message, not a container"
     return "not an Avro object container (it does not begin with 'Obj1')"
 
 
@@ -212,6 +209,8 @@ def read_long(data: memoryview, position: int) -> tuple[int, int]:
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift
+        if value >> 64:
+            raise ContainerError("the container holds a number of more than 64 bits")
         if byte < 0x80:
             return (value >> 1) ^ -(value & 1), position
         shift += 7

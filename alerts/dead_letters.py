@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import fastavro
 
@@ -44,11 +45,16 @@ class DeadLetter:
 
 def write_dead_letters(path: Path, letters: Iterable[DeadLetter]) -> int:
     """Write letters to an Avro file, complete or not at all; give their number."""
-    records = [asdict(letter) for letter in letters]
+    records = [{key: _writable(value) for key, value in asdict(letter).items()} for letter in letters]
     schema = load_schema("dead_letter")
     with replacing(path) as file:
         fastavro.writer(file, schema, records, codec="deflate", sync_marker=sync_marker(path.name))
     return len(records)
+
+
+def _writable(value: Any) -> Any:
+    """Replace what is not Unicode in a text: a file's name may hold any bytes."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def read_dead_letters(path: Path) -> Iterator[DeadLetter]:

@@ -67,6 +67,8 @@ class Records:
     failures : tuple of Failure
     blocks_done : int
         Blocks that are finished; fewer than were given where the store's limit was reached.
+    records_done, position : int
+        Of the first unfinished block: the records that were decoded, and where the next one begins.
     """
 
     start: NDArray[np.int64]
@@ -75,6 +77,8 @@ class Records:
     columns: dict[str, Values]
     failures: tuple[Failure, ...]
     blocks_done: int
+    records_done: int = 0
+    position: int = 0
 
     def __len__(self) -> int:
         """Count the records."""
@@ -122,14 +126,11 @@ class Decoder:
         """
         if len(starts) and (starts.min() < 0 or (ends < starts).any() or ends.max() > len(buf)):
             raise ValueError("a block lies outside the buffer")
-        # A record takes at least a byte, save for the schema without fields, of which no packet is made.
-        claimed = int(np.minimum(counts, ends - starts).clip(0).sum())
-        capacity = np.maximum(16, (claimed * self._rows_per_record * 1.25).astype(np.int64))
-        capacity[0] = max(claimed, 1)
-        capacity = np.minimum(capacity, self._most_rows(capacity))
-        store = _Store(self._slot_table, self._words, capacity)
-        used = np.zeros(len(capacity), dtype=np.int64)
-        record_start, record_end, record_block = (np.empty(max(claimed, 1), dtype=np.int64) for _ in range(3))
+        # A record takes at least a byte; one more than can be is tried, so that it fails if the block claims it.
+        claimed = np.clip(counts, 0, ends - starts + 1)
+        store = _Store(self._slot_table, self._words, self._capacity(int(claimed.sum())))
+        used = np.zeros(len(store.capacity), dtype=np.int64)
+        record_start, record_end, record_block = (np.empty(store.capacity[0], dtype=np.int64) for _ in range(3))
         failed_block, failed_pos, failed_status = (np.empty(len(starts) + 1, dtype=np.int64) for _ in range(3))
         state = np.zeros(4, dtype=np.int64)
         while True:
@@ -137,7 +138,7 @@ class Decoder:
                 buf,
                 starts,
                 ends,
-                np.minimum(counts, ends - starts),
+                claimed,
                 state,
                 self.layout.program,
                 self.layout.targets,
@@ -158,13 +159,13 @@ class Decoder:
             if status == kernel.OK:
                 break
             wanted = np.maximum(store.capacity, (reached * 1.5).astype(np.int64))
-            wanted[0] = capacity[0]
-            if store.bytes_for(wanted) <= self.max_bytes:
+            wanted[0] = store.capacity[0]
+            if used[0] < store.capacity[0] and store.bytes_for(wanted) <= self.max_bytes:
                 store = store.grown(wanted, used)
-            elif used[0] and state[1] == 0:
+            elif used[0]:
                 break
             else:
-                # One block alone is too much: it is given up, with what it had given.
+                # One record alone is too much: its block is given up.
                 failed_block[state[3]], failed_pos[state[3]] = state[0], state[2]
                 failed_status[state[3]] = kernel.TOO_MANY_ITEMS
                 state[:] = state[0] + 1, 0, 0, state[3] + 1
@@ -180,13 +181,20 @@ class Decoder:
         columns = {
             column.path: store.values(column, int(used[self._slot_table[column.slot]])) for column in self._columns
         }
-        return Records(record_start[:rows], record_end[:rows], record_block[:rows], columns, failures, int(state[0]))
+        done, in_block, position = (int(value) for value in state[:3])
+        return Records(
+            record_start[:rows], record_end[:rows], record_block[:rows], columns, failures, done, in_block, position
+        )
 
-    def _most_rows(self, capacity: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _capacity(self, claimed: int) -> NDArray[np.int64]:
+        """Rows to make room for: as many as earlier records needed, within the memory allowed."""
+        capacity = np.maximum(16, (claimed * self._rows_per_record * 1.25).astype(np.int64))
+        root_bytes = int((4 * self._words + 1)[self._slot_table == 0].sum()) + 24
+        capacity[0] = max(1, min(claimed, self.max_bytes // (2 * root_bytes)))
         size = _Store.size(self._slot_table, self._words, capacity)
-        if size <= self.max_bytes:
-            return capacity
-        return np.concatenate([capacity[:1], np.maximum(16, capacity[1:] * self.max_bytes // (2 * size))])
+        if size > self.max_bytes:
+            capacity[1:] = np.maximum(16, (capacity[1:] * (self.max_bytes / (2 * size))).astype(np.int64))
+        return capacity
 
 
 class _Store:

@@ -7,8 +7,8 @@ that nothing of the packet is encoded again and cutouts stay as they are, byte f
 
 from __future__ import annotations
 
-import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -92,6 +92,8 @@ def enriched_schema_text(text: str, precision: str = "float") -> str:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     schema = json.loads(text)
+    while isinstance(schema["type"], dict):
+        schema = schema["type"]
     names = [item["name"] for item in schema["fields"]]
     if FIELD in names[:-1]:
         raise ValueError(f"the packets hold a field {FIELD!r} in the middle: they were not written by this pipeline")
@@ -99,51 +101,63 @@ def enriched_schema_text(text: str, precision: str = "float") -> str:
         schema["fields"].pop()
     xmatch = load_schema(f"xmatches_{precision}")
     schema["fields"].append({"name": FIELD, "type": [xmatch, "null"], "default": {}})
-    return json.dumps(strict_defaults(schema))
+    _drop_wrong_defaults(schema, {}, "")
+    return json.dumps(schema)
 
 
-def strict_defaults(schema: Any) -> Any:
-    """Copy of a schema without the defaults that a strict reader refuses."""
-    schema = copy.deepcopy(schema)
-    _drop_wrong_defaults(schema)
-    return schema
-
-
-def _drop_wrong_defaults(schema: Any) -> None:
+def _drop_wrong_defaults(schema: Any, named: dict[str, Any], space: str) -> None:
+    """Take the defaults that a strict reader refuses out of a schema."""
     if isinstance(schema, list):
         for branch in schema:
-            _drop_wrong_defaults(branch)
+            _drop_wrong_defaults(branch, named, space)
     elif isinstance(schema, dict):
+        if schema.get("type") in ("record", "error", "enum", "fixed"):
+            full = schema["name"] if "." in schema["name"] else f"{schema.get('namespace', space)}.{schema['name']}"
+            space = full.rpartition(".")[0]
+            named[full] = named[schema["name"]] = schema
         for key in ("type", "items", "values"):
-            _drop_wrong_defaults(schema.get(key))
+            _drop_wrong_defaults(schema.get(key), named, space)
         for item in schema.get("fields", ()):
-            _drop_wrong_defaults(item["type"])
-            if "default" in item and not _fits(item["default"], item["type"]):
+            _drop_wrong_defaults(item["type"], named, space)
+            if "default" in item and not _fits(item["default"], item["type"], named):
                 del item["default"]
 
 
-def _fits(value: Any, schema: Any) -> bool:
+def _fits(value: Any, schema: Any, named: dict[str, Any]) -> bool:
+    """Say whether a JSON value is a default of a type; in a union, of the first branch."""
     if isinstance(schema, list):
-        return bool(schema) and _fits(value, schema[0])
-    kind = schema if isinstance(schema, str) else schema.get("type")
+        return bool(schema) and _fits(value, schema[0], named)
+    kind = schema if isinstance(schema, str) else schema["type"]
     if isinstance(kind, dict | list):
-        return _fits(value, kind)
+        return _fits(value, kind, named)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     match kind:
         case "null":
             return value is None
         case "boolean":
             return isinstance(value, bool)
         case "int" | "long":
-            return isinstance(value, int) and not isinstance(value, bool)
+            bits = 31 if kind == "int" else 63
+            return number and isinstance(value, int) and -(1 << bits) <= value < 1 << bits
         case "float" | "double":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "string" | "bytes" | "enum" | "fixed":
+            return number and math.isfinite(value)
+        case "string":
             return isinstance(value, str)
+        case "bytes" | "fixed":
+            size = schema["size"] if kind == "fixed" else None
+            return isinstance(value, str) and all(ord(c) < 256 for c in value) and size in (None, len(value))
+        case "enum":
+            return value in schema["symbols"]
         case "array":
-            return isinstance(value, list)
-        case "map" | "record":
-            return isinstance(value, dict)
-    return False
+            return isinstance(value, list) and all(_fits(item, schema["items"], named) for item in value)
+        case "map":
+            return isinstance(value, dict) and all(_fits(item, schema["values"], named) for item in value.values())
+        case "record" | "error":
+            return isinstance(value, dict) and all(
+                _fits(value[item["name"]], item["type"], named) if item["name"] in value else "default" in item
+                for item in schema["fields"]
+            )
+    return kind in named and _fits(value, named[kind], named)
 
 
 def enrich(batch: AlertBatch, matches: Sequence[CatalogMatches], precision: str = "float") -> EnrichedAlerts:
@@ -200,7 +214,10 @@ def _encode_catalog(match: CatalogMatches, double: bool) -> tuple[NDArray[np.uin
     for position, (name, column) in enumerate(match.columns.items()):
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         keys.append(write_long(len(name.encode())) + name.encode())
+        # What is missing is null, never NaN.
         valid[position] = pc.is_valid(array).to_numpy(zero_copy_only=False)
+        if pa.types.is_floating(array.type):
+            valid[position] &= ~pc.is_nan(pc.fill_null(array, 0.0)).to_numpy(zero_copy_only=False)
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
             kinds.append((_TEXT, len(texts)))
             texts.append(pc.fill_null(array.cast(pa.large_string()), ""))
@@ -216,7 +233,7 @@ def _encode_catalog(match: CatalogMatches, double: bool) -> tuple[NDArray[np.uin
         text_offsets[position] = offsets - offsets[0] + base
         text_data.append(data)
         base += len(data)
-    head = write_long(len(match.name.encode())) + match.name.encode() + write_long(len(keys))
+    head = write_long(len(match.name.encode())) + match.name.encode() + (write_long(len(keys)) if keys else b"")
     key_offsets = np.concatenate([[0], np.cumsum([len(key) for key in keys])]).astype(np.int64)
     return _encode_rows(
         match.matched,
@@ -225,7 +242,7 @@ def _encode_catalog(match: CatalogMatches, double: bool) -> tuple[NDArray[np.uin
         key_offsets,
         np.array(kinds, dtype=np.int64).reshape(-1, 2),
         valid,
-        np.ascontiguousarray(numbers, dtype=np.float64).reshape(-1, rows),
+        np.ascontiguousarray(numbers, dtype=np.float64).reshape(len(numbers), rows),
         np.concatenate(text_data) if text_data else np.zeros(0, dtype=np.uint8),
         text_offsets,
         double,

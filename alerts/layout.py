@@ -49,6 +49,24 @@ STANDARD_FIELDS: Final = frozenset(
     ]
 )
 
+_INTEGERS: Final = frozenset({"int", "long"})
+_NUMBERS: Final = _INTEGERS | {"float", "double"}
+# Of what type a standard field is, if it is not a number; a field of that name but of another type is no column.
+_KINDS: Final = {
+    "schemavsn": frozenset({"string"}),
+    "objectId": frozenset({"string"}),
+    "candid": _INTEGERS,
+    "isdiffpos": frozenset({"string", "boolean"}),
+    "rbversion": frozenset({"string"}),
+    "drbversion": frozenset({"string"}),
+    "procstatus": frozenset({"string"}),
+    "candidate": frozenset({"present"}),
+    "prv_candidates": frozenset({"length"}),
+    "fp_hists": frozenset({"length"}),
+    "xmatches": frozenset({"offset"}),
+}
+_RAGGED: Final = ("prv_candidates", "fp_hists")
+
 # A field without which a record is not an alert, and where else it may stand (Spark's rewriting drops the first).
 REQUIRED_FIELDS: Final = {
     "objectId": ("objectId",),
@@ -71,6 +89,7 @@ _MIN_BYTES: Final = {"null": 0, "boolean": 1, "int": 1, "long": 1, "float": 4, "
 _PRIMITIVES: Final = frozenset(_MIN_BYTES)
 _MAX_PROGRAM: Final = 100_000
 _MAX_DEPTH: Final = 100
+_MAX_SIZE: Final = 1 << 31
 
 
 class SchemaError(ValueError):
@@ -146,7 +165,7 @@ def compile_layout(schema: Any, fields: frozenset[str] | None = STANDARD_FIELDS)
         Parsed JSON of the writer schema.
     fields : frozenset of str, optional
         Paths wanted as columns; ``None`` takes all that can be columns (not what lies in maps or in unions of several
-        types).
+        types). A standard field of an unexpected type (a text for a magnitude, say) is left out, too.
 
     Raises
     ------
@@ -179,6 +198,7 @@ class _Compiler:
     sizes: dict[int, int] = field(default_factory=dict)
     recursive: bool = False
     depth: int = 0
+    nodes: int = 0
 
     def record(self, schema: Any) -> None:
         kind, body, space = self.resolve(schema, "")
@@ -196,7 +216,7 @@ class _Compiler:
         if isinstance(schema, str):
             if schema in _PRIMITIVES:
                 return schema, schema, space
-            for name in (schema, f"{space}.{schema}") if "." not in schema else (schema,):
+            for name in (f"{space}.{schema}", schema) if "." not in schema else (schema,):
                 if name in self.named:
                     body = self.named[name]
                     return body["type"], body, name.rpartition(".")[0]
@@ -245,9 +265,22 @@ class _Compiler:
     @staticmethod
     def fixed_size(body: dict[str, Any]) -> int:
         size = body.get("size")
-        if not isinstance(size, int) or size < 0:
-            raise SchemaError(f"fixed {body.get('name')!r} has no size")
+        if not isinstance(size, int) or not 0 <= size < _MAX_SIZE:
+            raise SchemaError(f"fixed {body.get('name')!r} has no size that can be")
         return size
+
+    @staticmethod
+    def part(body: dict[str, Any], key: str) -> Any:
+        if key not in body:
+            raise SchemaError(f"{'a map' if key == 'values' else 'an array'} does not say of what")
+        return body[key]
+
+    @staticmethod
+    def symbols(body: dict[str, Any]) -> tuple[str, ...]:
+        symbols = body.get("symbols")
+        if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+            raise SchemaError(f"enum {body.get('name')!r} has no list of symbols")
+        return tuple(symbols)
 
     @staticmethod
     def record_fields(body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -269,20 +302,32 @@ class _Compiler:
 
     def slot(self, path: str, table: str | None, kind: str, symbols: tuple[str, ...] = ()) -> int:
         """New column for a path, or -1 where it is not wanted or cannot be a column (`table` is None)."""
-        wanted = self.fields is None or path in self.fields or path.endswith(".@present")
-        if table is None or not wanted:
+        if table is None or not self.wants(path, table, kind):
             return -1
         if path in self.columns:
             raise SchemaError(f"field {path!r} is defined twice")
         self.columns[path] = Column(path, table, kind, len(self.columns), symbols)
         return self.columns[path].slot
 
+    def wants(self, path: str, table: str, kind: str) -> bool:
+        if self.fields is None or path.endswith(".@present"):
+            return True
+        if path not in self.fields:
+            return False
+        if path not in STANDARD_FIELDS:
+            return True
+        place, _, name = path.rpartition(".")
+        return table == (place if place in _RAGGED else ROOT) and kind in _KINDS.get(name, _NUMBERS)
+
     def node(self, schema: Any, space: str, path: str, table: str | None, nullable: int = 0) -> None:
         """Instructions for one value. `nullable` is 1 or 2 if null is branch 0 or 1 of a union that leads here."""
         kind, body, space = self.resolve(schema, space)
         self.depth += 1
+        self.nodes += 1
         if self.depth > _MAX_DEPTH:
             raise SchemaError("the schema is nested too deeply")
+        if self.nodes > _MAX_PROGRAM:
+            raise SchemaError(f"the schema unfolds to more than {_MAX_PROGRAM:,} fields")
         match kind:
             case "null":
                 pass
@@ -292,12 +337,12 @@ class _Compiler:
                 self.array_node(body, space, path, table)
             case "map":
                 start = self.emit(kernel.MAP, -1, 0, 1)
-                self.node(body["values"], space, path, None)
+                self.node(self.part(body, "values"), space, path, None)
                 self.program[start][2] = self.emit(kernel.NEXT, -1, start)
             case "union":
                 self.union_node(body, space, path, table)
             case "enum":
-                symbols = tuple(body.get("symbols", ()))
+                symbols = self.symbols(body)
                 self.emit(kernel.ENUM, self.slot(path, table, kind, symbols), nullable, len(symbols))
             case "fixed":
                 self.emit(kernel.FIXED, self.slot(path, table, kind), nullable, self.fixed_size(body))
@@ -311,9 +356,12 @@ class _Compiler:
             self.recursive = True
             return
         self.open_names.append(name)
-        for item in self.record_fields(body):
+        items = self.record_fields(body)
+        for item in items:
             inside = f"{path}.{item['name']}" if path else item["name"]
             if inside == "xmatches" and table == ROOT:
+                if item is not items[-1]:
+                    raise SchemaError("the field 'xmatches' is not the last one: it was not written by this pipeline")
                 self.emit(kernel.OFFSET, self.slot(inside, table, "offset"))
                 table_inside: str | None = None
             else:
@@ -322,19 +370,14 @@ class _Compiler:
         self.open_names.pop()
 
     def array_node(self, body: dict[str, Any], space: str, path: str, table: str | None) -> None:
-        items = body["items"]
-        wanted = table is not None and (
-            self.fields is None or path in self.fields or any(name.startswith(f"{path}.") for name in self.fields)
-        )
+        items = self.part(body, "items")
+        length = self.slot(path, table, "length")
+        wanted = length >= 0
         number = -1
-        length = -1
         if wanted:
-            length = self.slot(path, table, "length")
-            if length < 0:
-                raise SchemaError(f"{path!r} must be asked for together with its items")
             number = len(self.tables)
             self.tables.append(path)
-        start = self.emit(kernel.ARRAY, number, 0, max(1, self.min_bytes(items, space)))
+        start = self.emit(kernel.ARRAY, number)
         self.emit(kernel.DATA, length)
         if wanted and isinstance(items, list):
             self.union_node(items, space, path, path, item=True)
@@ -343,6 +386,11 @@ class _Compiler:
         else:
             self.node(items, space, path, path if wanted else None)
         self.program[start][2] = self.emit(kernel.NEXT, number, start)
+        # Only now are the types known that the items define.
+        item_bytes = self.min_bytes(items, space)
+        if not item_bytes:
+            raise SchemaError(f"the items of array {path!r} take no bytes: a packet could claim any number of them")
+        self.program[start][3] = min(item_bytes, _MAX_SIZE)
 
     def union_node(self, branches: list[Any], space: str, path: str, table: str | None, item: bool = False) -> None:
         kinds = [self.resolve(branch, space)[0] for branch in branches]

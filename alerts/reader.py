@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from zlib_ng import gzip_ng
 
 from alerts.batch import AlertBatch
 from alerts.container import (
@@ -28,12 +29,27 @@ from alerts.container import (
     what_instead,
 )
 from alerts.dead_letters import DeadLetter
+from alerts.gunzip import Gunzip
 from alerts.layout import SchemaError
+from alerts.read_ahead import ReadAhead
 from alerts.sources import Source, open_source
 
+# What is wrong with the bytes of a compressed file; any other OSError is that they cannot be had.
+DAMAGE: Final = (gzip.BadGzipFile, EOFError, ZlibError)
+# Bytes asked for at a time.
+_STEP: Final = 1 << 20
 TAR_BLOCK: Final = 512
 _ZEROS: Final = bytes(TAR_BLOCK)
-MAX_MEMBER_BYTES: Final = 1 << 30
+_WITHOUT_DATA: Final = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+)
+# A larger member is passed over.
+MAX_MEMBER_BYTES: Final = 256 << 20
 # Of something unreadable that is larger, only the beginning is kept.
 MAX_PAYLOAD_BYTES: Final = 64 << 20
 
@@ -100,8 +116,12 @@ def read_source(
 ) -> Iterator[Item]:
     """Read a source to its end.
 
-    Nothing that the source holds raises: what cannot be read becomes a dead letter, and its neighbours go on.
+    Nothing that the source holds raises: what is damaged becomes a dead letter, and its neighbours go on.
     A portion of the source is in memory at a time.
+
+    A source that cannot be had is another matter: an address that is not found, a connection that stays broken, a
+    failing disk raise, because no packet is at fault and the run is to be started again when it is mended. (Of loose
+    files, one that cannot be opened is a dead letter.)
 
     Parameters
     ----------
@@ -114,6 +134,11 @@ def read_source(
     Yields
     ------
     AlertBatch, DeadLetter or EmptyContainer
+
+    Raises
+    ------
+    OSError
+        If an archive, or a URL, cannot be opened or read further.
     """
     cache = HeaderCache()
     for item in _portions(source, limits, progress):
@@ -131,8 +156,8 @@ def _portions(source: Source, limits: Limits, progress: Callable[[int], None]) -
         with open_source(source.location) as raw:
             counted = _Counted(raw, progress)
             yield from _portions_of_stream(counted, source.location, limits)
-    except (OSError, EOFError, ZlibError) as error:
-        yield _unreadable(source.location, f"reading failed: {str(error)[:200]}")
+    except DAMAGE as error:
+        yield _unreadable(source.location, f"the file is damaged: {str(error)[:200]}")
 
 
 class _Counted:
@@ -161,23 +186,36 @@ class _Peekable:
 
     def __init__(self, raw: Any) -> None:
         self._raw, self._head = raw, b""
+        self.fault: Exception | None = None
 
     def peek(self, size: int) -> bytes:
-        while len(self._head) < size:
-            more = self._raw.read(size - len(self._head))
+        pieces, have = [self._head], len(self._head)
+        while have < size and not self.fault:
+            try:
+                more = self._raw.read(min(size - have, _STEP))
+            except DAMAGE as error:
+                # What precedes the damage is given first.
+                if not have:
+                    raise
+                self.fault = error
+                break
             if not more:
                 break
-            self._head += more
+            pieces.append(more)
+            have += len(more)
+        self._head = b"".join(pieces)
         return self._head
 
     def read(self, size: int = -1) -> bytes:
         if not self._head:
+            if self.fault:
+                raise self.fault
             return self._raw.read(size)
         head, self._head = (self._head, b"") if size < 0 else (self._head[:size], self._head[size:])
         return head if size >= 0 else head + self._raw.read()
 
     def readinto(self, buffer: memoryview) -> int:
-        if not self._head:
+        if not self._head and not self.fault:
             return self._raw.readinto(buffer) or 0
         data = self.read(len(buffer))
         buffer[: len(data)] = data
@@ -186,10 +224,16 @@ class _Peekable:
 
 def _portions_of_stream(raw: Any, location: str, limits: Limits) -> Iterator[Portion | DeadLetter]:
     stream = _Peekable(raw)
-    if stream.peek(2) == b"\x1f\x8b":
-        stream = _Peekable(gzip_ng._GzipReader(cast(BinaryIO, stream), 1 << 20))
+    if stream.peek(2) != b"\x1f\x8b":
+        yield from _portions_of_plain_stream(stream, location, limits)
+        return
+    with ReadAhead(Gunzip(stream)) as inflated:
+        yield from _portions_of_plain_stream(_Peekable(inflated), location, limits)
+
+
+def _portions_of_plain_stream(stream: _Peekable, location: str, limits: Limits) -> Iterator[Portion | DeadLetter]:
     head = stream.peek(TAR_BLOCK)
-    if head[257:262] == b"ustar" or (len(head) == TAR_BLOCK and not any(head)):
+    if _is_tar(head):
         yield from _portions_of_tar(stream, location, limits)
     elif head[:4] == MAGIC:
         yield from _portions_of_container(stream, location, limits)
@@ -211,8 +255,8 @@ def _portions_of_files(
                 data = file.read()
             progress(len(data))
             if data[:2] == b"\x1f\x8b":
-                data = gzip_ng.decompress(data)
-        except (OSError, EOFError, ZlibError) as error:
+                data = _gunzip(data)
+        except (OSError, EOFError, ZlibError, ContainerError) as error:
             yield _unreadable(source.location, f"reading failed: {error}", name)
             continue
         texts.append((name, data))
@@ -223,6 +267,16 @@ def _portions_of_files(
             texts, held = [], 0
     if texts:
         yield _portion_of_texts(texts, first)
+
+
+def _gunzip(data: bytes) -> bytes:
+    stream = _Peekable(Gunzip(io.BytesIO(data)))
+    out = stream.peek(MAX_MEMBER_BYTES + 1)
+    if len(out) > MAX_MEMBER_BYTES:
+        raise ContainerError(f"the file inflates to more than {MAX_MEMBER_BYTES:,} bytes")
+    if stream.fault:
+        raise stream.fault
+    return out
 
 
 def _portion_of_texts(texts: list[tuple[str, bytes]], first: int) -> Portion:
@@ -242,13 +296,27 @@ def _fill(stream: _ReadInto, view: memoryview) -> tuple[int, str]:
     filled = 0
     try:
         while filled < len(view):
-            count = stream.readinto(view[filled : filled + (1 << 20)])
+            count = stream.readinto(view[filled : filled + _STEP])
             if not count:
                 break
             filled += count
-    except (OSError, EOFError, ZlibError) as error:
+    except DAMAGE as error:
         return filled, f"the archive cannot be read further: {str(error)[:200]}"
     return filled, ""
+
+
+def _skip(stream: Any, count: int | None) -> str:
+    """Pass over bytes, all that are left if `count` is None; give the fault if there was one."""
+    scratch = memoryview(bytearray(1 << 20))
+    while count is None or count > 0:
+        wanted = len(scratch) if count is None else min(count, len(scratch))
+        got, fault = _fill(stream, scratch[:wanted])
+        if fault:
+            return fault
+        if got < wanted:
+            return "" if count is None else "the archive ends in the middle of a member"
+        count = None if count is None else count - got
+    return ""
 
 
 class _TarWalker:
@@ -260,6 +328,8 @@ class _TarWalker:
         Where the walk stopped: the first byte that belongs to the next piece.
     wanted : int
         Bytes that the member at `position` takes, 0 if its head is not known yet.
+    oversized : str
+        Name of the member at `position` if it is too large for memory; it is to be passed over.
     ended : bool
         The end mark, or a fault, was met.
     fault : str
@@ -267,32 +337,36 @@ class _TarWalker:
 
     def __init__(self) -> None:
         self.position = self.wanted = 0
+        self.oversized = ""
         self.ended, self.fault = False, ""
         self._long_name = ""
 
     def members(self, view: memoryview, filled: int) -> Iterator[tuple[str, int, int]]:
         """Yield name, start and end of the regular members that lie wholly in ``view[:filled]``."""
         self.position = self.wanted = 0
+        self.oversized = ""
         while self.position + TAR_BLOCK <= filled:
             block = bytes(view[self.position : self.position + TAR_BLOCK])
             if block == _ZEROS:
                 self.ended, self.position = True, filled
                 return
             try:
-                info = _quick_head(block) or tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except tarfile.HeaderError as error:
+                info = _quick_head(block) or tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+            except (tarfile.HeaderError, ValueError) as error:
                 self._stop(f"the archive is damaged at the head of a member ({error})")
                 return
-            if not 0 <= info.size <= MAX_MEMBER_BYTES:
-                self._stop(f"the archive is damaged: member {info.name!r} claims {info.size:,} bytes")
+            size = 0 if info.type in _WITHOUT_DATA else info.size
+            if size < 0:
+                self._stop(f"the archive is damaged: member {info.name!r} claims {size:,} bytes")
                 return
             start = self.position + TAR_BLOCK
-            end = start + info.size
+            end = start + size
             if end > filled:
-                self.wanted = TAR_BLOCK + info.size
+                self.wanted = TAR_BLOCK + _padded(size)
+                self.oversized = (self._long_name or info.name) if size > MAX_MEMBER_BYTES else ""
                 return
             # A member that is the archive's last may lack its padding.
-            self.position = min(filled, start + -(-info.size // TAR_BLOCK) * TAR_BLOCK)
+            self.position = min(filled, start + _padded(size))
             if info.type == tarfile.GNUTYPE_LONGNAME:
                 self._long_name = bytes(view[start:end]).rstrip(b"\0").decode("utf-8", "replace")
             elif info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
@@ -302,8 +376,28 @@ class _TarWalker:
                     yield self._long_name or info.name, start, end
                 self._long_name = ""
 
+    def passed_over(self) -> None:
+        """Go on behind a member that is too large."""
+        self._long_name = ""
+
     def _stop(self, fault: str) -> None:
         self.ended, self.fault = True, fault
+
+
+def _padded(size: int) -> int:
+    return -(-size // TAR_BLOCK) * TAR_BLOCK
+
+
+def _is_tar(head: bytes) -> bool:
+    if len(head) < TAR_BLOCK:
+        return False
+    if head[257:262] == b"ustar" or head == _ZEROS:
+        return True
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "replace")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -338,7 +432,8 @@ def _portions_of_tar(stream: _ReadInto, location: str, limits: Limits) -> Iterat
     walker = _TarWalker()
     first, rest = 0, b""
     while True:
-        memory = np.empty(max(limits.bytes, walker.wanted + TAR_BLOCK), dtype=np.uint8)
+        # Members begin at multiples of a tar block, so that none of them is cut within its padding.
+        memory = np.empty(_padded(max(limits.bytes, walker.wanted)), dtype=np.uint8)
         view = memory.data
         view[: len(rest)] = rest
         more, fault = _fill(stream, view[len(rest) :])
@@ -355,7 +450,18 @@ def _portions_of_tar(stream: _ReadInto, location: str, limits: Limits) -> Iterat
             first += len(portion.names)
         rest = bytes(view[walker.position : filled])
         fault = walker.fault or fault
-        if walker.ended or filled < len(memory):
+        if walker.oversized and not fault:
+            reason = f"the member has {walker.wanted - TAR_BLOCK:,} bytes, more than can be read at once"
+            yield _unreadable(location, reason, walker.oversized, rest[TAR_BLOCK:])
+            fault = _skip(stream, walker.wanted - len(rest))
+            walker.passed_over()
+            walker.wanted, rest = 0, b""
+            if not fault:
+                continue
+        if walker.ended and not fault:
+            # What is behind the end mark does not matter, but the checksum of a compressed archive does.
+            fault = _skip(stream, None)
+        if fault or walker.ended or filled < len(memory):
             if not fault and not walker.ended and rest:
                 fault = "the archive ends in the middle of a member"
             if fault:
@@ -385,15 +491,17 @@ def _portions_of_container(stream: Any, location: str, limits: Limits) -> Iterat
         return
     first, position = 0, len(header)
     parts, size = [header], len(header)
-    block = b""
     while True:
+        pieces: list[bytes] = []
         try:
-            block = _next_block(stream)
-        except (ContainerError, OSError, EOFError, ZlibError) as error:
+            _next_block(stream, pieces)
+        except (ContainerError, *DAMAGE) as error:
             if len(parts) > 1:
                 yield _portion_of_texts([(name, b"".join(parts))], first)
-            yield DeadLetter("decode", str(error)[:300], location, name, header, position)
+            payload = b"".join([header, *pieces])[:MAX_PAYLOAD_BYTES]
+            yield DeadLetter("decode", str(error)[:300], location, name, payload, position)
             return
+        block = b"".join(pieces)
         if len(parts) > 1 and (not block or size + len(block) > limits.bytes):
             yield _portion_of_texts([(name, b"".join(parts))], first)
             first += len(parts) - 1
@@ -430,24 +538,23 @@ class _Head:
             wanted *= 4
 
 
-def _next_block(stream: Any) -> bytes:
-    """Bytes of the next block, its counts and marker included; empty at the end."""
+def _next_block(stream: Any, pieces: list[bytes]) -> None:
+    """Append the bytes of the next block, its counts and marker included; none at the end."""
     head = stream.peek(20)
     if not head:
-        return b""
+        return
     _, position = read_long(memoryview(head), 0)
     size, position = read_long(memoryview(head), position)
     if not 0 <= size <= MAX_MEMBER_BYTES:
         raise ContainerError(f"a block claims {size:,} bytes")
     whole = position + size + SYNC_BYTES
-    pieces, got = [], 0
+    got = 0
     while got < whole:
-        piece = stream.read(min(whole - got, 1 << 20))
+        piece = stream.read(min(whole - got, _STEP))
         if not piece:
             raise ContainerError(f"a block of {size:,} bytes is cut off")
         pieces.append(piece)
         got += len(piece)
-    return b"".join(pieces)
 
 
 # -- decoding --------------------------------------------------------------------------------------------------------
@@ -485,8 +592,10 @@ def decode_portion(portion: Portion, source: Source, cache: HeaderCache, limits:
     groups: dict[int, _Group] = {}
     location = source.location
     view = portion.data.data
+    inflated = 0
     for member, (name, start, end) in enumerate(zip(portion.names, portion.starts, portion.ends, strict=True)):
         body, good, problem = start, [], ""
+        payload = view[start : min(end, start + MAX_PAYLOAD_BYTES)]
         try:
             header = cache.find(view, start, end)
             body = start + len(header.raw) + SYNC_BYTES
@@ -496,24 +605,33 @@ def decode_portion(portion: Portion, source: Source, cache: HeaderCache, limits:
             if missing:
                 raise ContainerError(f"not a ZTF alert: its schema has no {', '.join(missing)}")
             for block in blocks(view, body, end, bytes(view[body - SYNC_BYTES : body])):
-                good.append((block, None if header.codec == "null" else decompress(header.codec, view, block)))
+                good.append(block)
         except (ContainerError, SchemaError) as error:
             problem = str(error)
-        claimed = sum(block.count for block, _ in good)
+        claimed = sum(block.count for block in good)
         if problem:
-            payload = bytes(view[start : min(end, start + MAX_PAYLOAD_BYTES)])
-            yield DeadLetter("decode", problem, location, name, payload)
+            yield DeadLetter("decode", problem, location, name, bytes(payload))
             # A damaged packet is set aside whole; of a container with many records, what precedes the damage is kept.
             if claimed <= 1:
                 continue
         elif not claimed:
             yield EmptyContainer(location, name)
-        for block, text in good:
+        for block in good:
             group = groups.setdefault(id(header), _Group(header, portion.data))
-            if text is None:
+            if header.codec == "null":
                 group.add(member, block.start, block.end, block.count)
-            else:
-                group.add_text(member, text, block.count)
+                continue
+            try:
+                text = decompress(header.codec, view, block)
+            except ContainerError as error:
+                yield DeadLetter("decode", str(error), location, name, bytes(payload), block.start - start)
+                break
+            group.add_text(member, text, block.count)
+            inflated += len(text)
+            if inflated >= limits.bytes:
+                for full in groups.values():
+                    yield from _decode_group(full, portion, source, limits)
+                groups, inflated = {}, 0
     for group in groups.values():
         yield from _decode_group(group, portion, source, limits)
 
@@ -524,15 +642,25 @@ def _decode_group(group: _Group, portion: Portion, source: Source, limits: Limit
         np.array(values, dtype=np.int64) for values in (group.starts, group.ends, group.counts, group.members)
     )
     data = group.memory()
+    blocks_of = np.bincount(members)
     while len(starts):
         records = schema.decode(data, starts, ends, counts)
         for failure in records.failures:
             block = failure.block
-            name = portion.names[members[block]]
-            body = data[starts[block] : ends[block]]
-            payload = single_block_container(schema, body.tobytes(), int(counts[block]))[:MAX_PAYLOAD_BYTES]
+            member = int(members[block])
+            if blocks_of[member] == 1:
+                payload = portion.data[portion.starts[member] : portion.ends[member]].tobytes()
+            else:
+                body = data[starts[block] : ends[block]].tobytes()
+                payload = single_block_container(schema, body, int(counts[block]))
+            origin = int(starts[block]) if group.texts else portion.starts[member]
             yield DeadLetter(
-                "decode", failure.reason, source.location, name, payload, failure.position - int(starts[block])
+                "decode",
+                failure.reason,
+                source.location,
+                portion.names[member],
+                payload[:MAX_PAYLOAD_BYTES],
+                failure.position - origin,
             )
         if len(records):
             names = tuple(portion.names[member] for member in members[records.block])
@@ -547,9 +675,14 @@ def _decode_group(group: _Group, portion: Portion, source: Source, limits: Limit
                 records.end,
                 records.columns,
             )
-            yield from _checked(batch, limits)
+            # Nothing is taken from a damaged packet; of many records in a block, those before the damage are good.
+            spoilt = [failure.block for failure in records.failures if counts[failure.block] == 1]
+            yield from _checked(batch.take(~np.isin(records.block, spoilt)), limits)
         done = records.blocks_done
         starts, ends, counts, members = starts[done:], ends[done:], counts[done:], members[done:]
+        if len(starts):
+            starts[0] = max(starts[0], records.position)
+            counts[0] -= records.records_done
 
 
 def _checked(batch: AlertBatch, limits: Limits) -> Iterator[Item]:

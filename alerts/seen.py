@@ -13,6 +13,7 @@ class SeenCandids:
     def __init__(self) -> None:
         self._slots = np.full(1 << 12, -1, dtype=np.int64)
         self._count = 0
+        self._has_minus_one = False
 
     def __len__(self) -> int:
         """Count the candids."""
@@ -24,8 +25,11 @@ class SeenCandids:
             bigger = np.full(2 * len(self._slots), -1, dtype=np.int64)
             _insert(self._slots[self._slots != -1], bigger)
             self._slots = bigger
-        # -1 marks a free slot; no candid is negative, but a damaged one must not be lost.
-        new = _insert(np.where(candids == -1, np.iinfo(np.int64).min, candids), self._slots)
+        new = _insert(candids, self._slots)
+        # -1 marks a free slot, and is remembered apart.
+        minus_one = np.flatnonzero(candids == -1)
+        if len(minus_one) and not self._has_minus_one:
+            new[minus_one[0]] = self._has_minus_one = True
         self._count += int(new.sum())
         return new
 
@@ -35,6 +39,8 @@ def _insert(candids, slots):
     mask = np.uint64(slots.shape[0] - 1)
     new = np.zeros(candids.shape[0], np.bool_)
     for i in range(candids.shape[0]):
+        if candids[i] == -1:
+            continue
         mixed = np.uint64(candids[i]) * np.uint64(0x9E3779B97F4A7C15)
         at = (mixed ^ (mixed >> np.uint64(29))) & mask
         while slots[at] != -1 and slots[at] != candids[i]:

@@ -17,6 +17,8 @@ from urllib3.exceptions import HTTPError as TransportError
 ARCHIVE_ENDINGS: Final = (".tar.gz", ".tgz", ".tar")
 FILE_ENDINGS: Final = (".avro", ".avro.gz")
 LOOSE_FILES_PER_SOURCE: Final = 1000
+# Answers that will not get better by asking again.
+_FINAL_ANSWERS: Final = (400, 401, 403, 404, 410, 416)
 # A loose file above this is a unit of its own.
 LOOSE_BYTES: Final = 32 << 20
 
@@ -76,8 +78,12 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     """
     archives: dict[str, Source] = {}
     loose: dict[str, dict[str, int]] = {}
+    known: set[str] = set()
 
     def add(path: Path, folder: Path) -> None:
+        if str(path) in known:
+            return
+        known.add(str(path))
         size = path.stat().st_size
         if path.name.endswith(FILE_ENDINGS) and size <= LOOSE_BYTES:
             loose.setdefault(str(folder), {})[str(path)] = size
@@ -88,17 +94,16 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
         if is_url(text):
             archives.setdefault(text, Source(_stable_name(text), text, (text,)))
             continue
-        found = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
+        found = [text] if os.path.exists(text) else sorted(filter(os.path.exists, glob.glob(text, recursive=True)))
         if not found:
             raise InputError(f"{text}: there is no such file or folder, and nothing matches it as a pattern")
-        before = len(archives) + sum(map(len, loose.values()))
+        empty = True
         for path in map(os.path.abspath, found):
-            if not os.path.isdir(path):
-                add(Path(path), Path(path).parent)
-                continue
-            for inside in _walk(Path(path)):
-                add(inside, Path(path))
-        if len(archives) + sum(map(len, loose.values())) == before and all(map(os.path.isdir, found)):
+            is_folder = os.path.isdir(path)
+            for inside in _walk(Path(path)) if is_folder else (Path(path),):
+                add(inside, Path(path) if is_folder else inside.parent)
+                empty = False
+        if empty:
             raise InputError(f"{text}: no alerts there (looked for *{', *'.join(ARCHIVE_ENDINGS + FILE_ENDINGS)})")
     sources = list(archives.values())
     for folder, sizes in loose.items():
@@ -110,8 +115,9 @@ def _walk(folder: Path) -> Iterator[Path]:
     for base, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.endswith(ARCHIVE_ENDINGS + FILE_ENDINGS) and not name.startswith("."):
-                yield Path(base, name)
+            path = Path(base, name)
+            if name.endswith(ARCHIVE_ENDINGS + FILE_ENDINGS) and not name.startswith(".") and path.is_file():
+                yield path
 
 
 def _loose_sources(folder: str, sizes: dict[str, int]) -> Iterator[Source]:
@@ -127,18 +133,25 @@ def _stable_name(location: str) -> str:
         base = base.removesuffix(ending)
     # Without dots: what stands before the first dot of a file's name is the unit that wrote it.
     safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in base)[:60] or "alerts"
-    return f"{safe}-{hashlib.sha256(location.encode()).hexdigest()[:8]}"
+    return f"{safe}-{hashlib.sha256(os.fsencode(location)).hexdigest()[:8]}"
 
 
 def open_source(location: str, retries: int = 5) -> BinaryIO:
-    """Open a file or URL for reading bytes."""
+    """Open a file or URL for reading bytes; a URL is first asked when it is read."""
     if is_url(location):
         return HttpStream(location, retries)  # type: ignore[return-value]
     return open(location, "rb", buffering=0)
 
 
+class _FileChanged(OSError):
+    pass
+
+
 class HttpStream:
     """A remote file read once from its beginning, taken up again where the connection broke.
+
+    Reading raises OSError when the server says that there is no such file, when it cannot be reached for as long as
+    `retries` last, and when the file changed while it was read.
 
     Parameters
     ----------
@@ -177,12 +190,8 @@ class HttpStream:
             except (requests.RequestException, OSError, TransportError) as error:
                 self._drop()
                 breaks += 1
-                final = isinstance(error, requests.HTTPError) and error.response.status_code in (
-                    400,
-                    401,
-                    403,
-                    404,
-                    410,
+                final = isinstance(error, _FileChanged) or (
+                    isinstance(error, requests.HTTPError) and error.response.status_code in _FINAL_ANSWERS
                 )
                 if final or breaks > self.retries:
                     raise OSError(f"{self.url}: {error}") from error
@@ -212,17 +221,27 @@ class HttpStream:
             if self._validator:
                 headers["If-Range"] = self._validator
         response = self._session.get(self.url, headers=headers, stream=True, timeout=self.timeout_s)
-        response.raise_for_status()
-        if self.position and response.status_code != 206:
-            # The server gives no parts: read over what is known, if it still is the same file.
-            if response.headers.get("ETag") != self._validator:
-                raise OSError("the file changed while it was read")
-            self._skip(response, self.position)
-        elif not self.position:
-            length = response.headers.get("Content-Length")
-            self._expected = int(length) if length else None
-            self._validator = response.headers.get("ETag")
+        try:
+            response.raise_for_status()
+            self._begin(response)
+        except BaseException:
+            response.close()
+            raise
         self._response = response
+
+    def _begin(self, response: requests.Response) -> None:
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        length = response.headers.get("Content-Length", "")
+        expected = int(length) if length.isdecimal() else None
+        if not self.position:
+            self._expected, self._validator = expected, validator
+            return
+        whole = response.status_code != 206
+        if validator != self._validator or (whole and expected != self._expected):
+            raise _FileChanged("the file changed while it was read: start again")
+        if whole:
+            # The server gives no parts: read over what is known.
+            self._skip(response, self.position)
 
     @staticmethod
     def _skip(response: requests.Response, count: int) -> None:

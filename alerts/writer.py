@@ -34,6 +34,12 @@ class AlertFile:
     level : int, optional
         Of compression. Most of a packet is cutouts that are compressed already: high levels gain nothing, so that the
         default is a fast one.
+
+    Attributes
+    ----------
+    alerts, bytes : int
+        Records taken and their size before compression. (What is written so far depends on the thread's progress, so
+        that files which are cut by it would not come out the same each time.)
     """
 
     def __init__(self, path: Path, schema_text: str, codec: str = "zstandard", level: int | None = None) -> None:
@@ -45,14 +51,17 @@ class AlertFile:
         self._sync = sync_marker(path.name, schema_text)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = open(partial_name(path), "wb", buffering=0)  # noqa: SIM115 (closed by close or abandon)
-        self._put(header_bytes(schema_text, codec, self._sync))
+        try:
+            self._put(header_bytes(schema_text, codec, self._sync))
+        except BaseException:
+            self.abandon()
+            raise
 
     def _put(self, *parts: bytes | memoryview) -> None:
         for part in parts:
             view = memoryview(part).cast("B")
             while len(view):
                 view = view[self._file.write(view) :]
-            self.bytes += len(memoryview(part).cast("B"))
             self._unsynced += len(memoryview(part).cast("B"))
         if self._unsynced >= _SYNC_BYTES:
             os.fdatasync(self._file.fileno())
@@ -62,6 +71,7 @@ class AlertFile:
         """Append records; what goes wrong may show at a later call, at the latest on closing."""
         self._pending.append(self._thread.submit(self._write, alerts))
         self.alerts += len(alerts)
+        self.bytes += len(alerts.data)
         while len(self._pending) > _MAX_PENDING:
             self._pending.popleft().result()
 
@@ -77,12 +87,16 @@ class AlertFile:
 
     def close(self) -> None:
         """Finish the file: it is on disk, whole, under its name."""
-        while self._pending:
-            self._pending.popleft().result()
-        self._thread.shutdown()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        partial_name(self.path).replace(self.path)
+        try:
+            while self._pending:
+                self._pending.popleft().result()
+            self._thread.shutdown()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            partial_name(self.path).replace(self.path)
+        except BaseException:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Give the file up and leave nothing of it."""

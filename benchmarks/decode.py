@@ -10,6 +10,7 @@ from typing import Any
 
 import fastavro
 
+from alerts.batch import AlertBatch
 from alerts.container import HeaderCache
 from alerts.reader import Limits, Portion, _portions, decode_portion
 from alerts.sources import find_sources
@@ -39,7 +40,8 @@ def run(alerts: int = 1000, repeats: int = 5, peer_alerts: int = 200) -> Iterato
         source = find_sources([str(night.archive)])[0]
         limits = Limits()
         portions = [item for item in _portions(source, limits, lambda _: None) if isinstance(item, Portion)]
-        batches = [batch for portion in portions for batch in decode_portion(portion, source, HeaderCache(), limits)]
+        items = [item for portion in portions for item in decode_portion(portion, source, HeaderCache(), limits)]
+    batches = [item for item in items if isinstance(item, AlertBatch)]
     bodies = [
         (fastavro.parse_schema(dict(batch.schema.parsed)), bytes(batch.record(row)))
         for batch in batches

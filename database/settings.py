@@ -63,13 +63,16 @@ def database_url(variables: Mapping[str, str]) -> str | None:
     port = given.get("DB_PORT", _DEFAULT_PORT)
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise DatabaseSettingsError(f"DB_PORT is {port!r}: set it to a port number, such as {_DEFAULT_PORT}.")
+    # A host that is a path is the folder of the server's socket, which only fits into the URL's query.
+    socket = given["DB_HOST"].startswith("/")
     url = URL.create(
         _DRIVER,
         username=given["DB_USER"],
         password=given["DB_PASSWORD"] or None,
-        host=given["DB_HOST"],
-        port=int(port),
+        host=None if socket else given["DB_HOST"],
+        port=None if socket else int(port),
         database=given["DB_NAME"],
+        query={"host": given["DB_HOST"], "port": port} if socket else {},
     )
     return url.render_as_string(hide_password=False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from transforms.counts import RunCounts
@@ -40,12 +40,10 @@ def progress_shown(folder: str, total_bytes: int, quiet: bool = False) -> Iterat
 
 def _show_bar(folder: str, total_bytes: int, stop: threading.Event) -> None:
     columns = (
-        TextColumn("[bold]crossmatch"),
-        BarColumn(),
-        DownloadColumn(),
-        TextColumn("{task.fields[alerts]:,} alerts, {task.fields[rate]:,.0f}/s, {task.fields[dead]:,} dead letters"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[alerts]:,} alerts, {task.fields[rate]:,.0f}/s, {task.fields[dead]:,} dead, left"),
+        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("crossmatch", total=total_bytes or None, alerts=0, rate=0.0, dead=0)

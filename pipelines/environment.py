@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from database.settings import database_url
 from pipelines import __version__
+from pipelines.usage import UsageError
 from xmatch.settings import CatalogSetting, parse_catalog_setting
 
 
@@ -44,9 +45,16 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
 
     Raises
     ------
-    ValueError
+    UsageError
         If one of them cannot be understood; the message names it.
     """
+    try:
+        return _read(variables)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _read(variables: Mapping[str, str]) -> Environment:
     catalog = variables.get("CATALOG", "").strip()
     return Environment(
         database=database_url(variables),

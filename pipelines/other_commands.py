@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from rich.progress import Progress
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from database.embedded import start_embedded
-from database.settings import normalise_url
+from database.embedded import EmbeddedServerError, start_embedded
+from database.settings import DatabaseSettingsError, normalise_url
 from pipelines.display import print_rows
-from pipelines.environment import Environment
+from pipelines.environment import read_environment
 from pipelines.usage import DONE, StoppedError, UsageError
 from simulation import simulate_sample
 from xmatch.catalog import build_catalog, open_catalog
@@ -72,7 +72,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     sql.set_defaults(command=run_sql)
 
 
-def run_sample(options: argparse.Namespace, _: Sequence[str], __: Environment) -> int:
+def run_sample(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, str]) -> int:
     """Generate sample data."""
     try:
         datetime.strptime(options.date, "%Y%m%d")
@@ -97,15 +97,17 @@ def run_sample(options: argparse.Namespace, _: Sequence[str], __: Environment) -
                 cutouts=not options.no_cutouts,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        except (ValueError, NotADirectoryError, FileExistsError) as error:
+            raise UsageError(f"--output {folder}: {error}" if isinstance(error, OSError) else str(error)) from error
+        except OSError as error:
+            raise StoppedError(str(error)) from error
     night = summary.night
     print(f"{night.archive}: {night.alerts:,} alerts of {night.objects:,} objects, {night.archive_bytes / 1e6:,.1f} MB")
     print(f"{summary.catalog.path}: {summary.catalog.sources:,} sources; {night.truth}: the true matches")
     return DONE
 
 
-def run_catalog_build(options: argparse.Namespace, _: Sequence[str], __: Environment) -> int:
+def run_catalog_build(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, str]) -> int:
     """Build a catalogue."""
     columns = options.columns.split(",") if options.columns else None
     try:
@@ -121,12 +123,14 @@ def run_catalog_build(options: argparse.Namespace, _: Sequence[str], __: Environ
         )
     except (CatalogError, ValueError) as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        raise StoppedError(str(error)) from error
     refused = ", ".join(f"{count:,} {what}" for what, count in catalog.manifest.get("refused", {}).items() if count)
     print(f"{catalog.path}: {catalog.name}, {catalog.rows:,} sources" + (f" (left out: {refused})" if refused else ""))
     return DONE
 
 
-def run_catalog_info(options: argparse.Namespace, _: Sequence[str], __: Environment) -> int:
+def run_catalog_info(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, str]) -> int:
     """Describe a catalogue."""
     try:
         catalog = open_catalog(options.folder)
@@ -139,16 +143,22 @@ def run_catalog_info(options: argparse.Namespace, _: Sequence[str], __: Environm
     return DONE
 
 
-def run_sql(options: argparse.Namespace, _: Sequence[str], environment: Environment) -> int:
+def run_sql(options: argparse.Namespace, _: Sequence[str], variables: Mapping[str, str]) -> int:
     """Run a statement."""
-    url = options.database or environment.database
+    url = options.database or read_environment(variables).database
     folder = Path(options.run).expanduser() / "database"
     if url is not None:
-        return _print_answer(normalise_url(url), options.statement)
+        try:
+            return _print_answer(normalise_url(url), options.statement)
+        except DatabaseSettingsError as error:
+            raise UsageError(str(error)) from error
     if not folder.is_dir():
         raise UsageError(f"{folder} does not exist: the run has no embedded database; name another with --database URL")
-    with start_embedded(folder) as server:
-        return _print_answer(server.url, options.statement)
+    try:
+        with start_embedded(folder) as server:
+            return _print_answer(server.url, options.statement)
+    except EmbeddedServerError as error:
+        raise StoppedError(str(error)) from error
 
 
 def _print_answer(url: str, statement: str) -> int:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import apache_beam as beam
+import pyarrow as pa
 
-from alerts.files import remove_partial_files
+from alerts.files import partial_name, remove_partial_files
 from alerts.reader import Limits
 from alerts.sources import Source
 from database.client import Database
 from transforms.counts import RunCounts, run_counts
 from transforms.crossmatch import MATCHED_ALERTS, Crossmatch, MatchedAlerts
 from transforms.dead_letters import DEAD_LETTERS, WriteDeadLetters
-from transforms.positions import CrossmatchPositions
+from transforms.positions import POSITION_KEYS, CrossmatchPositions
 from transforms.progress import clear_progress
 from transforms.reading import BATCHES, ReadAlerts
-from transforms.tables import crossmatches_of_alerts
+from transforms.tables import ALERT_KEYS, crossmatch_rows, crossmatches_of_alerts
 from transforms.writing import WriteAlerts, WriteRows, WriteTables, join_parts
-from xmatch.matcher import Matcher
+from xmatch.matcher import Matcher, match_all
 
 CROSSMATCHES: Final = "crossmatches.parquet"
 
@@ -71,7 +73,8 @@ class XmatchJob:
 
 def build(root: beam.Pipeline, job: XmatchJob) -> None:
     """Add the graph of a job to a pipeline."""
-    sources = root | "Sources" >> beam.Create(job.sources)
+    # Not shuffled: of an alert that stands in two sources, every run keeps that of the same source.
+    sources = root | "Sources" >> beam.Create(job.sources, reshuffle=False)
     if job.positions:
         _build_positions(sources, job)
     else:
@@ -112,20 +115,36 @@ def run(job: XmatchJob, pipeline: beam.Pipeline) -> RunCounts:
     What a killed run left unfinished is removed first, and what an earlier run wrote from the same sources and this
     one did not write again is removed at the end: the folder holds what one run gives.
     """
-    remove_partial_files(job.output)
-    clear_progress(job.progress_folder)
-    earlier = {path: path.stat().st_mtime_ns for path in _files_of(job)}
+    remove_unfinished(job)
+    earlier = {path: path.stat().st_ino for path in _files_of(job)}
     build(pipeline, job)
     result = pipeline.run()
     result.wait_until_finish()
     names = [source.name for source in job.sources]
-    join_parts(job.parts_folder, names, job.output / CROSSMATCHES, as_csv=job.positions)
-    for path, written in earlier.items():
-        if path.exists() and path.stat().st_mtime_ns == written:
+    join_parts(job.parts_folder, names, job.output / CROSSMATCHES, crossmatches_schema(job), as_csv=job.positions)
+    for path, number in earlier.items():
+        # A file that replaced another was made while that one existed, and has another number.
+        if path.stat().st_ino == number:
             path.unlink()
-    _remove_tree(job.parts_folder)
-    clear_progress(job.progress_folder)
+    remove_unfinished(job)
     return run_counts(result)
+
+
+def crossmatches_schema(job: XmatchJob) -> pa.Schema:
+    """Columns of a job's ``crossmatches.parquet``."""
+    kinds = POSITION_KEYS if job.positions else ALERT_KEYS
+    keys = {name: pa.array([], kind) for name, kind in kinds.items()}
+    return crossmatch_rows(keys, match_all(job.matchers, [], [])).schema
+
+
+def remove_unfinished(job: XmatchJob) -> None:
+    """Remove what only has a meaning while a job runs; a killed run leaves it behind."""
+    for folder in (job.output / "alerts", job.output / "dead_letters"):
+        remove_partial_files(folder)
+    for name in (CROSSMATCHES, str(Path(CROSSMATCHES).with_suffix(".csv"))):
+        partial_name(job.output / name).unlink(missing_ok=True)
+    shutil.rmtree(job.parts_folder, ignore_errors=True)
+    clear_progress(job.progress_folder)
 
 
 def _files_of(job: XmatchJob) -> list[Path]:
@@ -133,10 +152,3 @@ def _files_of(job: XmatchJob) -> list[Path]:
     units = {source.name for source in job.sources}
     files = [path for folder in ("alerts", "dead_letters") for path in (job.output / folder).glob("*.avro")]
     return [path for path in files if path.name.partition(".")[0] in units]
-
-
-def _remove_tree(folder: Path) -> None:
-    for path in folder.glob("*"):
-        path.unlink()
-    if folder.exists():
-        folder.rmdir()

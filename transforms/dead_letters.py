@@ -23,16 +23,8 @@ def dead_letter(unit: str, letter: DeadLetter) -> beam.pvalue.TaggedOutput:
 
 def letter_for_alert(batch: AlertBatch, row: int, stage: str, reason: str) -> DeadLetter:
     """Letter with the whole packet of one alert of a batch."""
-    candid = batch.values.get("candid") or batch.values.get("candidate.candid")
-    known = candid is not None and candid.column.kind in ("int", "long") and candid.valid[row]
-    return DeadLetter(
-        stage,
-        reason,
-        batch.source,
-        batch.members[row],
-        batch.packet(row),
-        candid=int(candid.data[row]) if candid is not None and known else None,
-    )
+    candid = int(batch.candid[row])
+    return DeadLetter(stage, reason, batch.source, batch.members[row], batch.packet(row), candid=candid)
 
 
 class WriteDeadLetters(beam.PTransform):

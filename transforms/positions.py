@@ -22,7 +22,8 @@ from transforms.tables import crossmatch_rows
 from xmatch.matcher import FAILED, MATCHED, Matcher, match_all
 
 POSITION_ENDINGS: Final = (".csv", ".csv.gz", ".parquet")
-COLUMNS: Final = ("id", "ra", "dec")
+POSITION_KEYS: Final = {"id": pa.string(), "ra": pa.float64(), "dec": pa.float64()}
+COLUMNS: Final = tuple(POSITION_KEYS)
 _ROWS: Final = 100_000
 
 
@@ -79,7 +80,7 @@ def _read(path: str, letters: list[DeadLetter], schema_only: bool = False) -> It
 
     as_text = pa.csv.ConvertOptions(
         column_types=dict.fromkeys(COLUMNS, pa.string()),
-        strings_can_be_null=True,
+        null_values=[],
         include_columns=[] if schema_only else COLUMNS,
     )
     parse = pa.csv.ParseOptions(invalid_row_handler=set_aside)

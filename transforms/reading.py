@@ -4,39 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import apache_beam as beam
 import numpy as np
 
 from alerts.batch import AlertBatch
-from alerts.container import WriterSchema
 from alerts.dead_letters import DeadLetter
-from alerts.enrich import enriched_schema_text
-from alerts.layout import REQUIRED_FIELDS
 from alerts.reader import EmptyContainer, Limits, read_source
 from alerts.seen import SeenCandids
 from alerts.sources import Source
 from transforms.counts import count
-from transforms.dead_letters import DEAD_LETTERS, dead_letter, letter_for_alert
+from transforms.dead_letters import DEAD_LETTERS, dead_letter
 from transforms.progress import ProgressNote
 
 BATCHES: Final = "batches"
-
-_INTEGERS: Final = ("int", "long")
-_NUMBERS: Final = (*_INTEGERS, "float", "double")
-# Avro types that the fields with a meaning of their own may have.
-_TYPES: Final = {
-    **dict.fromkeys(REQUIRED_FIELDS["candid"], _INTEGERS),
-    **{path: _NUMBERS for name in ("jd", "ra", "dec") for path in REQUIRED_FIELDS[name]},
-    "objectId": ("string",),
-    "candidate.programid": _INTEGERS,
-    "candidate.ndethist": _INTEGERS,
-    "candidate.ncovhist": _INTEGERS,
-    "candidate.jdstarthist": _NUMBERS,
-    "candidate.jdendhist": _NUMBERS,
-}
 
 
 @dataclass
@@ -83,10 +65,6 @@ class _Read(beam.DoFn):
     def process(self, source: Source) -> Iterator[Any]:
         for item in read_source(source, self._limits, lambda size: self._note.add(bytes=size)):
             match item:
-                case AlertBatch() if fault := schema_fault(item.schema):
-                    self._note.add(dead_letters=len(item))
-                    for row in range(len(item)):
-                        yield dead_letter(source.name, letter_for_alert(item, row, "decode", fault))
                 case AlertBatch():
                     count("read", len(item))
                     self._note.add(alerts=len(item))
@@ -97,20 +75,6 @@ class _Read(beam.DoFn):
                 case EmptyContainer():
                     count("empty")
         self._note.save()
-
-
-@lru_cache(maxsize=64)
-def schema_fault(schema: WriterSchema) -> str:
-    """Say why packets of a schema cannot pass through the pipeline although they can be decoded; empty if they can."""
-    for path, kinds in _TYPES.items():
-        column = schema.layout.columns.get(path)
-        if column is not None and column.kind not in kinds:
-            return f"not a ZTF alert: its {path} is of type {column.kind} instead of {' or '.join(kinds)}"
-    try:
-        enriched_schema_text(schema.text)
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 def keep_programs(batch: AlertBatch, programs: tuple[int, ...]) -> list[AlertBatch]:

@@ -30,6 +30,15 @@ ALLWISE_COLUMNS: Final = {
 _ALLWISE_REQUIRED: Final = frozenset({"AllWISE", "RAJ2000", "DEJ2000"})
 
 
+ALERT_KEYS: Final = {
+    "candid": pa.int64(),
+    "oid": pa.string(),
+    "jd": pa.float64(),
+    "ra": pa.float64(),
+    "dec": pa.float64(),
+}
+
+
 def for_enriching(matches: Sequence[Matches]) -> list[CatalogMatches]:
     """Columns of ``xmatches``: the separation in arcsec, then the catalogue's own."""
     return [
@@ -56,7 +65,7 @@ def object_rows(batch: AlertBatch, rows: np.ndarray) -> pa.Table:
         values = batch.integers(path)[rows]
         return pa.array(values, mask=values < 0)
 
-    mjd = batch.jd[rows].astype(np.float64) - JD_MINUS_MJD
+    mjd = batch.jd[rows] - JD_MINUS_MJD
     count = len(rows)
     return pa.table(
         {
@@ -69,8 +78,8 @@ def object_rows(batch: AlertBatch, rows: np.ndarray) -> pa.Table:
             "lastmjd": mjd,
             "deltajd": np.zeros(count),
             "ndet": np.ones(count, dtype=np.int64),
-            "meanra": batch.ra[rows].astype(np.float64),
-            "meandec": batch.dec[rows].astype(np.float64),
+            "meanra": batch.ra[rows],
+            "meandec": batch.dec[rows],
             "corrected": pa.repeat(False, count),
             "stellar": pa.repeat(False, count),
             "step_id_corr": pa.repeat("0.0.0", count),
@@ -113,7 +122,7 @@ def _xmatch_rows(
             "catid": pa.repeat(match.catalog, len(found)),
             "oid_catalog": identifier.cast(pa.string()),
             "dist": match.separation_arcsec[found],
-            "candid": candid[found].astype(np.int64),
+            "candid": candid[found],
             "catalog_version": pa.repeat(match.catalog_version, len(found)),
             "catalog_created": pa.repeat(pa.scalar(created, pa.timestamp("us", tz="UTC")), len(found)),
         }
@@ -147,11 +156,6 @@ def crossmatch_rows(keys: Mapping[str, pa.Array], matches: Sequence[Matches]) ->
 def crossmatches_of_alerts(alerts: MatchedAlerts) -> pa.Table:
     """Rows of ``crossmatches.parquet`` for alerts."""
     batch = alerts.batch
-    keys = {
-        "candid": pa.array(batch.candid, pa.int64()),
-        "oid": batch.object_id,
-        "jd": pa.array(batch.jd.astype(np.float64)),
-        "ra": pa.array(batch.ra.astype(np.float64)),
-        "dec": pa.array(batch.dec.astype(np.float64)),
-    }
+    values = (batch.candid, batch.object_id, batch.jd, batch.ra, batch.dec)
+    keys = {name: pa.array(value, kind) for (name, kind), value in zip(ALERT_KEYS.items(), values, strict=True)}
     return crossmatch_rows(keys, alerts.matches)

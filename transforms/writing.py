@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -62,6 +64,7 @@ class _WriteAlerts(beam.DoFn):
 
     def setup(self) -> None:
         self._files: dict[str, AlertFile] = {}
+        self._begun: Counter[str] = Counter()
         self._unit = ""
 
     def process(self, alerts: MatchedAlerts) -> None:
@@ -69,12 +72,14 @@ class _WriteAlerts(beam.DoFn):
         if batch.unit != self._unit:
             self._close()
             self._unit = batch.unit
+            self._begun.clear()
         enriched = enrich(batch, for_enriching(alerts.matches), self._precision)
         tag = batch.schema.tag
         if tag in self._files and self._files[tag].bytes > MAX_FILE_BYTES:
             self._files.pop(tag).close()
         if tag not in self._files:
-            path = self._folder / f"{batch.unit}.{tag}.{batch.first:08d}.avro"
+            path = self._folder / f"{batch.unit}.{tag}.{self._begun[tag]:04d}.avro"
+            self._begun[tag] += 1
             self._files[tag] = AlertFile(path, enriched.schema_text, self._codec, self._level)
         self._files[tag].write(enriched)
         count("written", len(batch))
@@ -84,8 +89,8 @@ class _WriteAlerts(beam.DoFn):
         self._unit = ""
 
     def teardown(self) -> None:
-        for file in self._files.values():
-            file.abandon()
+        while self._files:
+            self._files.popitem()[1].abandon()
 
     def _close(self) -> None:
         while self._files:
@@ -206,7 +211,9 @@ class _WriteRows(beam.DoFn):
 
     def teardown(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            # What made the bundle fail, such as a full disk, makes the end of this file fail too.
+            with suppress(OSError):
+                self._writer.close()
             partial_name(self._path).unlink(missing_ok=True)
 
     def _flush(self) -> None:
@@ -228,7 +235,7 @@ class _WriteRows(beam.DoFn):
         self._unit = ""
 
 
-def join_parts(folder: Path, names: Sequence[str], output: Path, as_csv: bool = False) -> int:
+def join_parts(folder: Path, names: Sequence[str], output: Path, schema: pa.Schema, as_csv: bool = False) -> int:
     """Join parts into one Parquet file, and by wish a CSV beside it; give the number of rows.
 
     Parameters
@@ -238,31 +245,26 @@ def join_parts(folder: Path, names: Sequence[str], output: Path, as_csv: bool = 
     names : sequence of str
         In the order wanted.
     output : Path
+    schema : pyarrow.Schema
+        Of the parts.
     as_csv : bool
         Write ``<output>.csv`` as well; nulls are empty cells.
     """
-    parts = [pq.ParquetFile(path) for name in names if (path := folder / f"{name}.parquet").exists()]
-    if not parts:
-        return 0
-    schema = pa.unify_schemas([part.schema_arrow for part in parts], promote_options="permissive")
-    csv_file = output.with_suffix(".csv")
     rows = 0
     with replacing(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for part in parts:
-            for group in range(part.num_row_groups):
-                table = _as_schema(part.read_row_group(group), schema)
-                writer.write_table(table)
-                rows += len(table)
+        for path in (folder / f"{name}.parquet" for name in names):
+            if not path.exists():
+                continue
+            with pq.ParquetFile(path) as part:
+                for group in range(part.num_row_groups):
+                    writer.write_table(part.read_row_group(group))
+                rows += part.metadata.num_rows
     if as_csv:
-        with replacing(csv_file) as file, pa.csv.CSVWriter(file, schema) as text:
-            for batch in pq.ParquetFile(output).iter_batches():
-                text.write_batch(batch)
+        _write_csv(output, output.with_suffix(".csv"))
     return rows
 
 
-def _as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+def _write_csv(parquet: Path, path: Path) -> None:
+    with pq.ParquetFile(parquet) as table, replacing(path) as file, pa.csv.CSVWriter(file, table.schema_arrow) as text:
+        for batch in table.iter_batches():
+            text.write_batch(batch)

@@ -1,0 +1,81 @@
+"""What the documentation and the benchmarks promise, run for real at small size."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as benchmarks_command
+from benchmarks import archive, decode, match, upsert
+from pipelines.cli import main, parser
+from simulation import simulate_sample
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Folder with the files that the README names."""
+    folder = tmp_path_factory.mktemp("readme")
+    sample = simulate_sample(folder / "sample", alerts=60, cutouts=False, field_sources=200)
+    shutil.copy(sample.night.archive, folder / "ztf_public_20200330.tar.gz")
+    catalog = folder / "catalogs" / "allwise"
+    assert main(["catalog", "build", "allwise", str(sample.catalog.path), "--output", str(catalog)]) == 0
+    night = str(folder / "ztf_public_20200330.tar.gz")
+    command = ["xmatch", night, "--catalog", str(catalog), "--output", str(folder / "run"), "--database", "none"]
+    assert main(command) == 0
+    some = next((folder / "run" / "alerts").glob("*.avro"))
+    some.rename(some.with_name("SOME.avro"))
+    return folder
+
+
+def test_readme_python_runs(workplace, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
+    monkeypatch.chdir(workplace)
+    for block in blocks:
+        names: dict = {}
+        exec(block, names)
+    assert len(names["frame"]) > 0
+    assert len(names["matches"].status) == len(names["frame"])
+    assert "allwise" in capsys.readouterr().out
+
+
+def test_readme_commands_are_understood():
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M)
+    commands = re.findall(r"^alertbeam (.+)$", "".join(blocks), re.M)
+    assert len(commands) == 3
+    for command in commands:
+        arguments = [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', command)]
+        parser().parse_args(arguments)
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+CASES = {
+    "decode": (decode.run, {"alerts": 60, "repeats": 1, "peer_alerts": 20}, {"decode"}),
+    "archive": (archive.run, {"alerts": 60, "repeats": 1}, {"archive", "archive-one-core"}),
+    "upsert": (upsert.run, {"rows": 2000}, {"upsert", "upsert-repeat"}),
+    "match": (match.run, {"rows": 20_000, "positions": 5000, "repeats": 1}, {"match-sorted", "match-unsorted"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_benchmark_lines_keep_the_contract(name, monkeypatch, capsys):
+    run, sizes, ours = CASES[name]
+    monkeypatch.setitem(benchmarks_command.BENCHMARKS, name, lambda: run(**sizes))
+    assert benchmarks_command.main([name, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ours <= {line["name"] for line in lines if not line.get("peer")}
+    assert any(line.get("peer") for line in lines)
+    for line in lines:
+        assert {"name", "rate", "unit", "conditions", "ratio"} <= set(line)
+        assert line["rate"] > 0
+        assert line["ratio"] > 0
+    assert set(CASES) == set(benchmarks_command.BENCHMARKS)
