@@ -77,16 +77,17 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
         If an input does not exist or holds no alerts.
     """
     archives: dict[str, Source] = {}
-    loose: dict[str, dict[str, int]] = {}
+    # Files that were named one by one are units apart from those of their whole folder.
+    loose: dict[tuple[str, bool], dict[str, int]] = {}
     known: set[str] = set()
 
-    def add(path: Path, folder: Path) -> None:
+    def add(path: Path, folder: Path, whole: bool) -> None:
         if str(path) in known:
             return
         known.add(str(path))
         size = path.stat().st_size
         if path.name.endswith(FILE_ENDINGS) and size <= LOOSE_BYTES:
-            loose.setdefault(str(folder), {})[str(path)] = size
+            loose.setdefault((str(folder), whole), {})[str(path)] = size
         else:
             archives.setdefault(str(path), Source(_stable_name(str(path)), str(path), (str(path),), size))
 
@@ -101,13 +102,13 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
         for path in map(os.path.abspath, found):
             is_folder = os.path.isdir(path)
             for inside in _walk(Path(path)) if is_folder else (Path(path),):
-                add(inside, Path(path) if is_folder else inside.parent)
+                add(inside, Path(path) if is_folder else inside.parent, is_folder)
                 empty = False
         if empty:
             raise InputError(f"{text}: no alerts there (looked for *{', *'.join(ARCHIVE_ENDINGS + FILE_ENDINGS)})")
     sources = list(archives.values())
-    for folder, sizes in loose.items():
-        sources.extend(_loose_sources(folder, sizes))
+    for (folder, whole), sizes in loose.items():
+        sources.extend(_loose_sources(folder, whole, sizes))
     return sorted(sources, key=lambda source: (source.location, source.first))
 
 
@@ -120,20 +121,22 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _loose_sources(folder: str, sizes: dict[str, int]) -> Iterator[Source]:
+def _loose_sources(folder: str, whole: bool, sizes: dict[str, int]) -> Iterator[Source]:
     paths = sorted(sizes)
+    name = _stable_name(folder if whole else "\0".join((folder, *paths)), folder)
     for first in range(0, len(paths), LOOSE_FILES_PER_SOURCE):
         some = tuple(paths[first : first + LOOSE_FILES_PER_SOURCE])
-        yield Source(f"{_stable_name(folder)}-{first:08d}", folder, some, sum(sizes[path] for path in some), first)
+        yield Source(f"{name}-{first:08d}", folder, some, sum(sizes[path] for path in some), first)
 
 
-def _stable_name(location: str) -> str:
-    base = location.rstrip("/").rpartition("/")[2].partition("?")[0]
+def _stable_name(identity: str, location: str | None = None) -> str:
+    """Name for files: the readable end of a location, and a digest of what the unit is."""
+    base = (location or identity).rstrip("/").rpartition("/")[2].partition("?")[0]
     for ending in (*ARCHIVE_ENDINGS, *FILE_ENDINGS):
         base = base.removesuffix(ending)
     # Without dots: what stands before the first dot of a file's name is the unit that wrote it.
     safe = "".join(c if c.isalnum() or c in "_-" else "_" for c in base)[:60] or "alerts"
-    return f"{safe}-{hashlib.sha256(os.fsencode(location)).hexdigest()[:8]}"
+    return f"{safe}-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:8]}"
 
 
 def open_source(location: str, retries: int = 5) -> BinaryIO:

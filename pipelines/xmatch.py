@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -67,8 +66,8 @@ class XmatchJob:
 
     @property
     def parts_folder(self) -> Path:
-        """Where the parts of ``crossmatches.parquet`` wait to be joined."""
-        return self.output / ".parts"
+        """The parts of ``crossmatches.parquet``, one per unit of work; they stay for runs that add to the folder."""
+        return self.output / "crossmatches"
 
 
 def build(root: beam.Pipeline, job: XmatchJob) -> None:
@@ -113,19 +112,18 @@ def run(job: XmatchJob, pipeline: beam.Pipeline) -> RunCounts:
     """Run a job to its end in a pipeline made by the caller.
 
     What a killed run left unfinished is removed first, and what an earlier run wrote from the same sources and this
-    one did not write again is removed at the end: the folder holds what one run gives.
+    one did not write again is removed at the end. What runs on other sources wrote stays: nights add up in a folder.
     """
     remove_unfinished(job)
     earlier = {path: path.stat().st_ino for path in _files_of(job)}
     build(pipeline, job)
     result = pipeline.run()
     result.wait_until_finish()
-    names = [source.name for source in job.sources]
-    join_parts(job.parts_folder, names, job.output / CROSSMATCHES, crossmatches_schema(job), as_csv=job.positions)
     for path, number in earlier.items():
         # A file that replaced another was made while that one existed, and has another number.
         if path.stat().st_ino == number:
             path.unlink()
+    join_parts(job.parts_folder, job.output / CROSSMATCHES, crossmatches_schema(job), as_csv=job.positions)
     remove_unfinished(job)
     return run_counts(result)
 
@@ -139,16 +137,16 @@ def crossmatches_schema(job: XmatchJob) -> pa.Schema:
 
 def remove_unfinished(job: XmatchJob) -> None:
     """Remove what only has a meaning while a job runs; a killed run leaves it behind."""
-    for folder in (job.output / "alerts", job.output / "dead_letters"):
+    for folder in (job.output / "alerts", job.output / "dead_letters", job.parts_folder):
         remove_partial_files(folder)
     for name in (CROSSMATCHES, str(Path(CROSSMATCHES).with_suffix(".csv"))):
         partial_name(job.output / name).unlink(missing_ok=True)
-    shutil.rmtree(job.parts_folder, ignore_errors=True)
     clear_progress(job.progress_folder)
 
 
 def _files_of(job: XmatchJob) -> list[Path]:
     """Files that an earlier run wrote from the job's sources."""
     units = {source.name for source in job.sources}
-    files = [path for folder in ("alerts", "dead_letters") for path in (job.output / folder).glob("*.avro")]
+    folders = (job.output / "alerts", job.output / "dead_letters", job.parts_folder)
+    files = [path for folder in folders for path in folder.glob("[!.]*")]
     return [path for path in files if path.name.partition(".")[0] in units]

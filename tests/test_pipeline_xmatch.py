@@ -122,8 +122,6 @@ class TestSample:
         command = (*sample.arguments, "--output", run, "--database", empty_url)
         alertbeam(*command)
         first, stored, table = alerts_of(run), values(empty_url), pq.read_table(run / "crossmatches.parquet")
-        (run / ".parts").mkdir()
-        shutil.copy(run / "crossmatches.parquet", run / ".parts" / "left.parquet")
         alertbeam(*command, "--batch-alerts", 7)
         assert sorted(map(repr, alerts_of(run))) == sorted(map(repr, first))
         assert values(empty_url) == stored
@@ -134,7 +132,21 @@ class TestSample:
         assert alerts_of(run) == []
         assert pq.read_table(run / "crossmatches.parquet").num_rows == 0
         assert values(empty_url) == stored
-        assert not (run / ".parts").exists()
+        assert list((run / "crossmatches").iterdir()) == []
+
+    def test_inputs_add_up_in_one_folder(self, sample: Sample, alertbeam: Run, tmp_path: Path) -> None:
+        """Two nights, then two loose files of one folder, each in a run of its own, and one of them again."""
+        packets, run = list(packets_of(sample.archive)), tmp_path / "run"
+        paths = [tmp_path / "loose" / f"{number}.avro" for number in range(2)]
+        for number, path in enumerate(paths):
+            write_packet(path, packets[number], candid=number + 1)
+        shutil.copy(sample.archive, tmp_path / "second.tar.gz")
+        for source in (sample.archive, tmp_path / "second.tar.gz", *paths, paths[0]):
+            alertbeam("xmatch", source, "--catalog", sample.catalog, "--output", run, "--database", "none")
+        table = pq.read_table(run / "crossmatches.parquet")
+        assert table.num_rows == 2 * 300 + 2
+        assert {1, 2} < set(table["candid"].to_pylist())
+        assert len(alerts_of(run)) == 2 * 300 + 2
 
     def test_archives_in_either_order(self, sample: Sample, alertbeam: Run, tmp_path: Path, database_url: str) -> None:
         """Two archives that share alerts; the nearer of an object's two positions wins, whichever comes first."""

@@ -255,13 +255,20 @@ class TestRows:
         counted(lambda p: p | beam.Create(tables, reshuffle=False) | WriteRows(tmp_path / "parts", lambda e: e))
         output = tmp_path / "all.parquet"
         schema = pa.schema({"x": pa.int64()})
-        assert join_parts(tmp_path / "parts", ["a", "b", "absent", "c"], output, schema, as_csv=True) == 4
+        assert join_parts(tmp_path / "parts", output, schema, as_csv=True) == 4
         assert pq.read_table(output)["x"].to_pylist() == [3, 0, 1, 2]
         assert output.with_suffix(".csv").read_text() == '"x"\n3\n0\n1\n2\n'
 
+    def test_parts_with_other_columns_are_joined_with_nulls(self, tmp_path: Path) -> None:
+        (tmp_path / "parts").mkdir()
+        pq.write_table(pa.table({"x": [1], "y": ["one"]}), tmp_path / "parts" / "a.parquet")
+        pq.write_table(pa.table({"x": [2]}), tmp_path / "parts" / "b.parquet")
+        assert join_parts(tmp_path / "parts", tmp_path / "all.parquet", pa.schema({"x": pa.int64()})) == 2
+        assert pq.read_table(tmp_path / "all.parquet").to_pylist() == [{"x": 1, "y": "one"}, {"x": 2, "y": None}]
+
     def test_no_parts_give_an_empty_table(self, tmp_path: Path) -> None:
         schema = pa.schema({"x": pa.int64()})
-        assert join_parts(tmp_path / "parts", ["a"], tmp_path / "all.parquet", schema) == 0
+        assert join_parts(tmp_path / "parts", tmp_path / "all.parquet", schema) == 0
         assert pq.read_table(tmp_path / "all.parquet").schema.equals(schema)
 
     def test_catalogues_whose_columns_differ_in_type(self, sample: Sample, tmp_path: Path) -> None:

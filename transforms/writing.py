@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,33 +235,39 @@ class _WriteRows(beam.DoFn):
         self._unit = ""
 
 
-def join_parts(folder: Path, names: Sequence[str], output: Path, schema: pa.Schema, as_csv: bool = False) -> int:
+def join_parts(folder: Path, output: Path, schema: pa.Schema, as_csv: bool = False) -> int:
     """Join parts into one Parquet file, and by wish a CSV beside it; give the number of rows.
 
     Parameters
     ----------
     folder : Path
-        Of the parts ``<name>.parquet``; a part that is absent is passed over.
-    names : sequence of str
-        In the order wanted.
+        Of the parts ``<unit>.parquet``, which are joined in the order of their names.
     output : Path
     schema : pyarrow.Schema
-        Of the parts.
+        Columns at least; those of parts from runs with other catalogues are added, null elsewhere.
     as_csv : bool
         Write ``<output>.csv`` as well; nulls are empty cells.
     """
     rows = 0
+    parts = sorted(folder.glob("*.parquet"))
+    schema = pa.unify_schemas([schema, *map(pq.read_schema, parts)], promote_options="permissive")
     with replacing(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for path in (folder / f"{name}.parquet" for name in names):
-            if not path.exists():
-                continue
+        for path in parts:
             with pq.ParquetFile(path) as part:
                 for group in range(part.num_row_groups):
-                    writer.write_table(part.read_row_group(group))
+                    writer.write_table(_with_schema(part.read_row_group(group), schema))
                 rows += part.metadata.num_rows
     if as_csv:
         _write_csv(output, output.with_suffix(".csv"))
     return rows
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _write_csv(parquet: Path, path: Path) -> None:
