@@ -7,15 +7,57 @@ be a hundred packets. This one gives every byte that can be inflated, and raises
 from __future__ import annotations
 
 import gzip
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, BinaryIO, Final, cast
 
-from zlib_ng import zlib_ng
+from zlib_ng import gzip_ng, zlib_ng
 
 from alerts.container import ZlibError
 
+# What inflating raises when the bytes are at fault.
+DAMAGE: Final = (gzip.BadGzipFile, EOFError, ZlibError)
 MAGIC: Final = b"\x1f\x8b"
 _GZIP_WBITS: Final = 31
 _INPUT_BYTES: Final = 4 << 20
+
+
+class FastGunzip:
+    """Inflated bytes of a stream of gzip members that can be opened again.
+
+    The library's reader inflates straight into the caller's memory. When it meets a damage, the file is inflated again
+    by :class:`Gunzip`, up to the very byte.
+
+    Parameters
+    ----------
+    stream : object with ``read`` and ``readinto``
+    again : callable
+        Opens the stream anew, at its beginning.
+    """
+
+    def __init__(self, stream: Any, again: Callable[[], Any]) -> None:
+        self._fast = gzip_ng._GzipReader(cast(BinaryIO, stream), _INPUT_BYTES)
+        self._again = again
+        self._slow: Gunzip | None = None
+        self._given = 0
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Inflate into memory; give the number of bytes, 0 at the end. Raises like :meth:`Gunzip.readinto`."""
+        if self._slow is None:
+            try:
+                count = self._fast.readinto(buffer)
+                self._given += count
+                return count
+            except DAMAGE:
+                self._slow = Gunzip(self._again())
+                left = self._given
+                while left:
+                    left -= len(self._slow.read(min(left, _INPUT_BYTES)))
+        return self._slow.readinto(buffer)
+
+    def read(self, size: int) -> bytes:
+        """Inflate up to `size` bytes; empty at the end. Raises like :meth:`Gunzip.readinto`."""
+        data = bytearray(size)
+        return bytes(memoryview(data)[: self.readinto(memoryview(data))])
 
 
 class Gunzip:

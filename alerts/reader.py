@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alerts.ahead import one_ahead
 from alerts.batch import AlertBatch
 from alerts.container import (
     MAGIC,
@@ -29,15 +30,13 @@ from alerts.container import (
     what_instead,
 )
 from alerts.dead_letters import DeadLetter
-from alerts.gunzip import Gunzip
+from alerts.gunzip import DAMAGE, FastGunzip, Gunzip
 from alerts.layout import SchemaError
-from alerts.read_ahead import ReadAhead
-from alerts.sources import Source, open_source
+from alerts.sources import Source, is_url, open_source
 
 # What is wrong with the bytes of a compressed file; any other OSError is that they cannot be had.
-DAMAGE: Final = (gzip.BadGzipFile, EOFError, ZlibError)
 # Bytes asked for at a time.
-_STEP: Final = 1 << 20
+_STEP: Final = 8 << 20
 TAR_BLOCK: Final = 512
 _ZEROS: Final = bytes(TAR_BLOCK)
 _WITHOUT_DATA: Final = (
@@ -141,7 +140,7 @@ def read_source(
         If an archive, or a URL, cannot be opened or read further.
     """
     cache = HeaderCache()
-    for item in _portions(source, limits, progress):
+    for item in one_ahead(_portions(source, limits, progress)):
         if isinstance(item, Portion):
             yield from decode_portion(item, source, cache, limits)
         else:
@@ -154,8 +153,8 @@ def _portions(source: Source, limits: Limits, progress: Callable[[int], None]) -
         return
     try:
         with open_source(source.location) as raw:
-            counted = _Counted(raw, progress)
-            yield from _portions_of_stream(counted, source.location, limits)
+            again = None if is_url(source.location) else partial(open_source, source.location)
+            yield from _portions_of_stream(_Counted(raw, progress), again, source.location, limits)
     except DAMAGE as error:
         yield _unreadable(source.location, f"the file is damaged: {str(error)[:200]}")
 
@@ -222,16 +221,12 @@ class _Peekable:
         return len(data)
 
 
-def _portions_of_stream(raw: Any, location: str, limits: Limits) -> Iterator[Portion | DeadLetter]:
+def _portions_of_stream(
+    raw: Any, again: Callable[[], Any] | None, location: str, limits: Limits
+) -> Iterator[Portion | DeadLetter]:
     stream = _Peekable(raw)
-    if stream.peek(2) != b"\x1f\x8b":
-        yield from _portions_of_plain_stream(stream, location, limits)
-        return
-    with ReadAhead(Gunzip(stream)) as inflated:
-        yield from _portions_of_plain_stream(_Peekable(inflated), location, limits)
-
-
-def _portions_of_plain_stream(stream: _Peekable, location: str, limits: Limits) -> Iterator[Portion | DeadLetter]:
+    if stream.peek(2) == b"\x1f\x8b":
+        stream = _Peekable(FastGunzip(stream, again) if again else Gunzip(stream))
     head = stream.peek(TAR_BLOCK)
     if _is_tar(head):
         yield from _portions_of_tar(stream, location, limits)

@@ -16,7 +16,7 @@ from alerts.enrich import EnrichedAlerts
 from alerts.files import partial_name
 
 BLOCK_BYTES: Final = 4 << 20
-# Written data is pushed to the disk as it comes, so that closing need not wait for all of it.
+# The system is asked to bring written data to the disk as it comes, so that closing need not wait for all of it.
 _SYNC_BYTES: Final = 64 << 20
 _MAX_PENDING: Final = 2
 
@@ -64,7 +64,7 @@ class AlertFile:
                 view = view[self._file.write(view) :]
             self._unsynced += len(memoryview(part).cast("B"))
         if self._unsynced >= _SYNC_BYTES:
-            os.fdatasync(self._file.fileno())
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             self._unsynced = 0
 
     def write(self, alerts: EnrichedAlerts) -> None:

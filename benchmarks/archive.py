@@ -23,7 +23,7 @@ from xmatch.catalog import build_catalog
 from xmatch.matcher import LocalMatcher
 
 
-def run(alerts: int = 20_000, repeats: int = 3) -> Iterator[dict[str, Any]]:
+def run(alerts: int = 40_000, repeats: int = 3) -> Iterator[dict[str, Any]]:
     """Measure the whole pipeline without a database: inflate, decode, crossmatch, enrich, write, on Beam's runner.
 
     It inflates and writes in threads of their own; ``archive-one-core`` is the same bound to one core, as the peers
