@@ -122,7 +122,7 @@ class HeaderCache:
     """Recognises headers that were met before by comparing their bytes."""
 
     def __init__(self) -> None:
-        self._known: list[Header] = []
+        self.known: list[Header] = []
 
     def find(self, data: memoryview, start: int, end: int) -> Header:
         """Header at ``data[start:end]``.
@@ -131,14 +131,14 @@ class HeaderCache:
         ------
         ContainerError, SchemaError
         """
-        for position, header in enumerate(self._known):
+        for position, header in enumerate(self.known):
             if bytes(data[start : start + len(header.raw)]) == header.raw:
                 if position:
-                    self._known.insert(0, self._known.pop(position))
+                    self.known.insert(0, self.known.pop(position))
                 return header
         header = parse_header(data[start : min(end, start + MAX_HEADER_BYTES)])
-        self._known.insert(0, header)
-        del self._known[_CACHE_SIZE:]
+        self.known.insert(0, header)
+        del self.known[_CACHE_SIZE:]
         return header
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from alerts import kernel
 from alerts.ahead import one_ahead
 from alerts.batch import AlertBatch
 from alerts.container import (
@@ -582,13 +583,57 @@ class _Group:
         return np.frombuffer(b"".join(self.texts), dtype=np.uint8) if self.texts else self.data
 
 
+class _Framing:
+    """Finds the blocks of ordinary packets, all those of a head at once; the others are left to be looked at singly.
+
+    Attributes
+    ----------
+    done : bool array
+        By packet.
+    """
+
+    def __init__(self, portion: Portion) -> None:
+        self._portion = portion
+        self._starts = np.array(portion.starts, dtype=np.int64)
+        self._ends = np.array(portion.ends, dtype=np.int64)
+        self.done = np.zeros(len(self._starts), dtype=np.bool_)
+        self._tried: set[int] = set()
+
+    def find(self, header: Header, groups: dict[int, _Group]) -> None:
+        """Add the blocks of all packets that have a head to its group."""
+        if id(header) in self._tried or header.codec != "null" or header.schema.layout.missing:
+            return
+        self._tried.add(id(header))
+        before = self.done.copy()
+        start, end, counts = (np.empty(len(before), dtype=np.int64) for _ in range(3))
+        raw = np.frombuffer(header.raw, dtype=np.uint8)
+        kernel.frame_packets(
+            self._portion.data, self._starts, self._ends, raw, SYNC_BYTES, self.done, start, end, counts
+        )
+        found = np.flatnonzero(self.done & ~before)
+        if len(found):
+            group = groups.setdefault(id(header), _Group(header, self._portion.data))
+            group.members.extend(found.tolist())
+            group.starts.extend(start[found].tolist())
+            group.ends.extend(end[found].tolist())
+            group.counts.extend(counts[found].tolist())
+
+    def others(self) -> Iterator[int]:
+        """Packets that are not done when their turn comes."""
+        return (member for member in range(len(self.done)) if not self.done[member])
+
+
 def decode_portion(portion: Portion, source: Source, cache: HeaderCache, limits: Limits) -> Iterator[Item]:
     """Decode packets in memory: batches for each writer schema, dead letters for what cannot be decoded."""
     groups: dict[int, _Group] = {}
     location = source.location
     view = portion.data.data
     inflated = 0
-    for member, (name, start, end) in enumerate(zip(portion.names, portion.starts, portion.ends, strict=True)):
+    framing = _Framing(portion)
+    for header in cache.known:
+        framing.find(header, groups)
+    for member in framing.others():
+        name, start, end = portion.names[member], portion.starts[member], portion.ends[member]
         body, good, problem = start, [], ""
         payload = view[start : min(end, start + MAX_PAYLOAD_BYTES)]
         try:
@@ -599,6 +644,9 @@ def decode_portion(portion: Portion, source: Source, cache: HeaderCache, limits:
             missing = header.schema.layout.missing
             if missing:
                 raise ContainerError(f"not a ZTF alert: its schema has no {', '.join(missing)}")
+            framing.find(header, groups)
+            if framing.done[member]:
+                continue
             for block in blocks(view, body, end, bytes(view[body - SYNC_BYTES : body])):
                 good.append(block)
         except (ContainerError, SchemaError) as error:
@@ -636,6 +684,8 @@ def _decode_group(group: _Group, portion: Portion, source: Source, limits: Limit
     starts, ends, counts, members = (
         np.array(values, dtype=np.int64) for values in (group.starts, group.ends, group.counts, group.members)
     )
+    order = np.argsort(members, kind="stable")
+    starts, ends, counts, members = starts[order], ends[order], counts[order], members[order]
     data = group.memory()
     blocks_of = np.bincount(members)
     while len(starts):

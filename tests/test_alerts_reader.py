@@ -326,7 +326,9 @@ def test_no_byte_of_an_archive_can_stop_the_reading(tmp_path_factory: Any, data:
             for row in range(len(item)):
                 (record,) = fastavro.reader(io.BytesIO(item.packet(row)))
                 assert isinstance(record, dict)
-                assert record["candid"] == item.candid[row]
+                # A schema whose field lost its name is taken, if the candidate holds the same.
+                candid = record["candid"] if "candid" in record else record["candidate"]["candid"]
+                assert candid == item.candid[row]
         elif isinstance(item, DeadLetter):
             assert item.reason
 
