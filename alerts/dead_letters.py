@@ -10,7 +10,7 @@ from typing import Any
 import fastavro
 
 from alerts.container import sync_marker
-from alerts.files import replacing
+from alerts.files import readable, replacing
 from schemas import load_schema
 
 
@@ -54,7 +54,7 @@ def write_dead_letters(path: Path, letters: Iterable[DeadLetter]) -> int:
 
 def _writable(value: Any) -> Any:
     """Replace what is not Unicode in a text: a file's name may hold any bytes."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return readable(value) if isinstance(value, str) else value
 
 
 def read_dead_letters(path: Path) -> Iterator[DeadLetter]:

@@ -33,6 +33,11 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}{PARTIAL}")
 
 
+def readable(name: str) -> str:
+    """Give a file's name as text that can be stored: what is not UTF-8 in it becomes question marks."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def remove_partial_files(folder: Path) -> int:
     """Remove what a killed run left unfinished; give the number of files."""
     left = list(folder.rglob(f".*{PARTIAL}"))

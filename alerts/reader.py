@@ -31,6 +31,7 @@ from alerts.container import (
     what_instead,
 )
 from alerts.dead_letters import DeadLetter
+from alerts.files import readable
 from alerts.gunzip import DAMAGE, FastGunzip, Gunzip
 from alerts.layout import SchemaError
 from alerts.sources import Source, is_url, open_source
@@ -245,7 +246,7 @@ def _portions_of_files(
     held = 0
     first = source.first
     for path in source.paths:
-        name = path[len(source.location) :].lstrip("/")
+        name = readable(path[len(source.location) :].lstrip("/"))
         try:
             with open(path, "rb") as file:
                 data = file.read()
@@ -711,7 +712,7 @@ def _decode_group(group: _Group, portion: Portion, source: Source, limits: Limit
             names = tuple(portion.names[member] for member in members[records.block])
             batch = AlertBatch(
                 schema,
-                source.location,
+                readable(source.location),
                 source.name,
                 names,
                 portion.first,

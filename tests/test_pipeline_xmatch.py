@@ -148,6 +148,15 @@ class TestSample:
         assert {1, 2} < set(table["candid"].to_pylist())
         assert len(alerts_of(run)) == 2 * 300 + 2
 
+    def test_names_that_are_no_text(self, sample: Sample, alertbeam: Run, tmp_path: Path) -> None:
+        folder, run = tmp_path / "caf\udce9", tmp_path / "run"
+        write_packet(folder / "alert\udce9.avro", next(iter(packets_of(sample.archive))))
+        (folder / "bad\udce9.avro").write_bytes(b"nonsense")
+        options = ("--catalog", sample.catalog, "--output", run, "--database", "none", "--max-dead-letters", 1)
+        alertbeam("xmatch", folder, *options)
+        (row,) = pq.read_table(run / "crossmatches.parquet").to_pylist()
+        assert (row["source"], row["member"]) == (str(tmp_path / "caf?"), "alert?.avro")
+
     def test_archives_in_either_order(self, sample: Sample, alertbeam: Run, tmp_path: Path, database_url: str) -> None:
         """Two archives that share alerts; the nearer of an object's two positions wins, whichever comes first."""
         other = tmp_path / "other"

@@ -36,6 +36,8 @@ ALERT_KEYS: Final = {
     "jd": pa.float64(),
     "ra": pa.float64(),
     "dec": pa.float64(),
+    "source": pa.string(),
+    "member": pa.string(),
 }
 
 
@@ -156,6 +158,7 @@ def crossmatch_rows(keys: Mapping[str, pa.Array], matches: Sequence[Matches]) ->
 def crossmatches_of_alerts(alerts: MatchedAlerts) -> pa.Table:
     """Rows of ``crossmatches.parquet`` for alerts."""
     batch = alerts.batch
-    values = (batch.candid, batch.object_id, batch.jd, batch.ra, batch.dec)
+    source = pa.repeat(batch.source, len(batch))
+    values = (batch.candid, batch.object_id, batch.jd, batch.ra, batch.dec, source, batch.members)
     keys = {name: pa.array(value, kind) for (name, kind), value in zip(ALERT_KEYS.items(), values, strict=True)}
     return crossmatch_rows(keys, alerts.matches)
