@@ -26,6 +26,9 @@ if [ ! -d "$sample/allwise" ] || { [ $# -eq 0 ] && [ ! -f "$sample/ztf_public_20
     "$alertbeam" catalog build allwise "$sample/allwise_sample.csv" --version sample --output "$sample/allwise"
 fi
 
+if [ ! -d runs/sample ] && [ ! -d runs/local ]; then
+    echo "The first run compiles its kernels: it takes some ten seconds more than later ones." >&2
+fi
 status=0
 if [ $# -eq 0 ]; then
     run="${RUN:-runs/sample}"
@@ -54,7 +57,7 @@ cat <<EOF
 
 Look at them:
   .venv/bin/python -c "import pandas; print(pandas.read_parquet('$run/crossmatches.parquet').head(10))"
-  .venv/bin/python -c "import fastavro, glob; print(next(a['xmatches'] for f in glob.glob('$run/alerts/*.avro') for a in fastavro.reader(open(f, 'rb')) if a['xmatches']))"
+  .venv/bin/python -c "import fastavro, glob; print(next((a['xmatches'] for f in glob.glob('$run/alerts/*.avro') for a in fastavro.reader(open(f, 'rb')) if a['xmatches']), 'no match'))"
   .venv/bin/alertbeam sql $run "SELECT oid, oid_catalog, dist FROM xmatch ORDER BY dist LIMIT 10"
 EOF
 exit "$status"

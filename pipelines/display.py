@@ -59,9 +59,9 @@ def _show_lines(folder: str, total_bytes: int, stop: threading.Event) -> None:
     while not stop.wait(_SECONDS_BETWEEN_LINES):
         now = read_progress(folder)
         seconds = time.monotonic() - started
-        share = f"{100 * now.bytes / total_bytes:.0f} % of " if total_bytes else ""
+        share = f" ({100 * now.bytes / total_bytes:.0f} %)" if total_bytes else ""
         print(
-            f"{seconds:.0f} s: {share}{now.bytes / 1e6:,.0f} MB read, {now.alerts:,} alerts "
+            f"{seconds:.0f} s: {now.bytes / 1e6:,.0f} MB read{share}, {now.alerts:,} alerts "
             f"({now.alerts / seconds:,.0f}/s), {now.dead_letters:,} dead letters",
             file=sys.stderr,
             flush=True,
