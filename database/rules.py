@@ -190,7 +190,7 @@ def _unknown(column: Column[Any]) -> ColumnElement[Any]:
     for kind, text in kinds.items():
         if isinstance(column.type, kind):
             return literal_column(text, column.type)
-    raise NotImplementedError(f"Rows cannot be ranked by {column}: name the type {column.type} in database.rules.")
+    raise TypeError(f"Rows cannot be ranked by {column}: name the type {column.type} in database.rules.")
 
 
 def _first_known(name: str) -> Merge:

@@ -146,7 +146,7 @@ def _checked_column(column: Column[Any], values: pa.ChunkedArray) -> pa.ChunkedA
             if not (accepts(kind) or pa.types.is_null(kind)):
                 raise ValueError(f"{column} is {column.type}, but the rows hold {kind}: convert them first.")
             return values if copied is None else values.cast(copied, safe=False)
-    raise NotImplementedError(f"{column} cannot be copied: name the type {column.type} in database.upsert.")
+    raise TypeError(f"{column} cannot be copied: name the type {column.type} in database.upsert.")
 
 
 def write_tables(connection: Connection, tables: Mapping[UpsertRule, pa.Table]) -> WriteResult:
