@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from alerts import kernel
-from alerts.layout import ROOT, Column, Layout
+from alerts.layout import Column, Layout
 
 _DTYPES: Final = {
     "float": np.float32,
@@ -261,6 +261,3 @@ def to_arrow_array(values: Values, buf: NDArray[np.uint8]) -> pa.Array:
 def list_offsets(lengths: Values) -> NDArray[np.int64]:
     """Offsets (rows + 1) of the items of an array column; null arrays have none."""
     return np.concatenate([[0], np.cumsum(np.where(lengths.valid, lengths.data, 0))])
-
-
-__all__ = ["ROOT", "Decoder", "Failure", "Records", "Values", "list_offsets", "to_arrow_array"]

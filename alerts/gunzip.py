@@ -51,7 +51,10 @@ class FastGunzip:
                 self._slow = Gunzip(self._again())
                 left = self._given
                 while left:
-                    left -= len(self._slow.read(min(left, _INPUT_BYTES)))
+                    passed = self._slow.read(min(left, _INPUT_BYTES))
+                    if not passed:
+                        raise OSError("the file changed while it was read") from None
+                    left -= len(passed)
         return self._slow.readinto(buffer)
 
     def read(self, size: int) -> bytes:

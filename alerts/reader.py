@@ -142,14 +142,15 @@ def read_source(
         If an archive, or a URL, cannot be opened or read further.
     """
     cache = HeaderCache()
-    for item in one_ahead(_portions(source, limits, progress)):
+    for item in one_ahead(read_portions(source, limits, progress)):
         if isinstance(item, Portion):
             yield from decode_portion(item, source, cache, limits)
         else:
             yield item
 
 
-def _portions(source: Source, limits: Limits, progress: Callable[[int], None]) -> Iterator[Portion | DeadLetter]:
+def read_portions(source: Source, limits: Limits, progress: Callable[[int], None]) -> Iterator[Portion | DeadLetter]:
+    """Read a source in portions that fit in memory, not decoded yet; damaged bytes become dead letters."""
     if source.loose:
         yield from _portions_of_files(source, limits, progress)
         return
@@ -207,13 +208,13 @@ class _Peekable:
         self._head = b"".join(pieces)
         return self._head
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         if not self._head:
             if self.fault:
                 raise self.fault
             return self._raw.read(size)
-        head, self._head = (self._head, b"") if size < 0 else (self._head[:size], self._head[size:])
-        return head if size >= 0 else head + self._raw.read()
+        head, self._head = self._head[:size], self._head[size:]
+        return head
 
     def readinto(self, buffer: memoryview) -> int:
         if not self._head and not self.fault:

@@ -60,9 +60,9 @@ class AlertFile:
     def _put(self, *parts: bytes | memoryview) -> None:
         for part in parts:
             view = memoryview(part).cast("B")
+            self._unsynced += len(view)
             while len(view):
                 view = view[self._file.write(view) :]
-            self._unsynced += len(memoryview(part).cast("B"))
         if self._unsynced >= _SYNC_BYTES:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             self._unsynced = 0

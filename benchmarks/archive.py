@@ -71,7 +71,7 @@ def run(alerts: int = 40_000, repeats: int = 3) -> Iterator[dict[str, Any]]:
     best = alerts / min(seconds[name] for name in peers)
     for name in tasks:
         cores = min(2, os.cpu_count() or 1) if name == "archive" else 1
-        yield figure(name, alerts, seconds[name], "alerts/s", {**given, "cores_used": cores}, best, name in peers)
+        yield figure(name, alerts / seconds[name], "alerts/s", {**given, "cores_used": cores}, best, name in peers)
 
 
 def _on_one_core(task: Callable[[], Any]) -> None:

@@ -1,6 +1,5 @@
 """Speed of the local crossmatch, beside scipy's cKDTree with unit vectors on the same sources and positions."""
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import scipy
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from benchmarks.measure import conditions, figure
 from xmatch.catalog import build_catalog
 from xmatch.matcher import LocalMatcher, nearest
 from xmatch.sources import ALLWISE_COLUMNS
 
+_UNIT = "positions/s"
 _SEED = 20130
 _CHUNK_ROWS = 1 << 20
 
@@ -49,32 +49,26 @@ def run(rows: int = 5_000_000, positions: int = 1_000_000, repeats: int = 3) -> 
         catalog = build_catalog(table, Path(folder) / "catalog", name="allwise")
         build_s = time.perf_counter() - begin
         table.unlink()
-        conditions = {
-            "catalog_rows": rows,
-            "positions": positions,
-            "radius_arcsec": radius_arcsec,
-            "matched": int(np.count_nonzero(nearest(catalog, ra, dec, radius_arcsec)[0] >= 0)),
-            "build_s": round(build_s, 1),
-            "cores": 1,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        }
+        given = conditions(
+            "numpy",
+            "scipy",
+            catalog_rows=rows,
+            positions=positions,
+            radius_arcsec=radius_arcsec,
+            matched=int(np.count_nonzero(nearest(catalog, ra, dec, radius_arcsec)[0] >= 0)),
+            build_s=round(build_s, 1),
+        )
         tree = cKDTree(_unit_vectors(source_ra, source_dec))
         chord = 2.0 * np.sin(np.radians(radius_arcsec / 3600.0) / 2.0)
         matcher = LocalMatcher(catalog, radius_arcsec)
         for name, asked in (("match-unsorted", (ra, dec)), ("match-sorted", (ra[order], dec[order]))):
             ours = _best_rate(positions, repeats, partial(nearest, catalog, *asked, radius_arcsec))
             peer = _best_rate(positions, repeats, partial(_query_tree, tree, *asked, chord))
-            yield _line(name, ours, conditions, ours / peer)
-            yield _line(f"{name}-ckdtree", peer, conditions, 1.0) | {"peer": True}
+            yield figure(name, ours, _UNIT, given, peer)
+            yield figure(f"{name}-ckdtree", peer, _UNIT, given, peer, peer=True)
             if name == "match-unsorted":
                 columns = _best_rate(positions, repeats, partial(matcher.match, ra, dec))
-                yield _line("match-columns", columns, conditions | {"columns": len(ALLWISE_COLUMNS)}, columns / peer)
-
-
-def _line(name: str, rate: float, conditions: dict[str, Any], ratio: float) -> dict[str, Any]:
-    return {"name": name, "rate": rate, "unit": "positions/s", "conditions": conditions, "ratio": ratio}
+                yield figure("match-columns", columns, _UNIT, given | {"columns": len(ALLWISE_COLUMNS)}, peer)
 
 
 def _best_rate(items: int, repeats: int, work: Callable[[], object]) -> float:

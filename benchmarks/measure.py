@@ -36,10 +36,9 @@ def interleaved_seconds(tasks: Mapping[str, Callable[[], Any]], repeats: int) ->
 
 
 def figure(
-    name: str, count: int, seconds: float, unit: str, given: Mapping[str, object], best_peer: float, peer: bool = False
+    name: str, rate: float, unit: str, given: Mapping[str, object], best_peer: float, peer: bool = False
 ) -> dict[str, Any]:
     """One line of a benchmark: its rate, and the ratio to the best peer's rate."""
-    rate = count / seconds
     line: dict[str, Any] = {"name": name, "rate": round(rate, 1), "unit": unit, "conditions": dict(given)}
     line["ratio"] = round(rate / best_peer, 3)
     if peer:

@@ -1,12 +1,9 @@
 """Rows per second into PostgreSQL: the COPY-based upsert beside psycopg2's `execute_values`, same rows, same server."""
 
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,6 +12,7 @@ import pyarrow as pa
 from psycopg2.extras import execute_values
 from sqlalchemy import make_url
 
+from benchmarks.measure import conditions, figure
 from database.client import Database
 from database.embedded import start_embedded
 
@@ -55,36 +53,17 @@ def run(rows: int = 200_000) -> Iterator[dict[str, Any]]:
         def peer(batch: list[tuple[Any, ...]]) -> None:
             _execute_values(connection, table.column_names, batch)
 
-        conditions = {
-            "rows": rows,
-            "batch_rows": _BATCH_ROWS,
-            "cores": os.cpu_count(),
-            "server": connection.server_version,
-            "psycopg2": version("psycopg2-binary"),
-            "pyarrow": pa.__version__,
-            "python": platform.python_version(),
-        }
+        given = conditions(
+            "psycopg2-binary", "pyarrow", rows=rows, batch_rows=_BATCH_ROWS, server=connection.server_version
+        )
         # The peer wants Python tuples: they are made beforehand, unmeasured.
         tuples = [list(zip(*(column.to_pylist() for column in batch.columns), strict=True)) for batch in batches]
         peers = [_rate(peer, tuples), _rate(peer, tuples)]
         _empty(connection)
         ours = [_rate(upsert, batches), _rate(upsert, batches)]
     for suffix, our_rate, peer_rate in zip(("", "-repeat"), ours, peers, strict=True):
-        yield {
-            "name": f"execute_values{suffix}",
-            "rate": peer_rate,
-            "unit": _UNIT,
-            "conditions": conditions,
-            "ratio": 1.0,
-            "peer": True,
-        }
-        yield {
-            "name": f"upsert{suffix}",
-            "rate": our_rate,
-            "unit": _UNIT,
-            "conditions": conditions,
-            "ratio": our_rate / peer_rate,
-        }
+        yield figure(f"execute_values{suffix}", peer_rate, _UNIT, given, peer_rate, peer=True)
+        yield figure(f"upsert{suffix}", our_rate, _UNIT, given, peer_rate)
 
 
 def _matches(rows: int, seed: int = 1) -> pa.Table:

@@ -25,6 +25,7 @@ from alerts import reader
 from alerts.batch import AlertBatch
 from alerts.container import compress, header_bytes, write_long
 from alerts.dead_letters import DeadLetter
+from alerts.gunzip import FastGunzip
 from alerts.reader import EmptyContainer, Item, Limits, read_source
 from alerts.sources import InputError, Source, find_sources, total_bytes
 
@@ -699,3 +700,12 @@ def test_not_an_archive_at_all(tmp_path: Path) -> None:
         (letter,) = read(path)
         assert isinstance(letter, DeadLetter)
         assert words in letter.reason
+
+
+def test_an_archive_that_shrinks_while_it_is_read_again_ends_the_reading() -> None:
+    """The damage is met after bytes that the file, opened again, does not have any more."""
+    whole = gzip.compress(np.random.default_rng(1).bytes(1 << 16))
+    stream = FastGunzip(io.BytesIO(whole + whole[:-8] + bytes(8)), lambda: io.BytesIO(gzip.compress(b"short")))
+    memory = memoryview(bytearray(1 << 12))
+    with pytest.raises(OSError, match="changed while it was read"):
+        list(iter(lambda: stream.readinto(memory), 0))

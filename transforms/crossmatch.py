@@ -9,6 +9,7 @@ from typing import Any, Final
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from alerts.batch import AlertBatch
 from transforms.counts import count
@@ -53,7 +54,7 @@ class _Crossmatch(beam.DoFn):
 
     def process(self, batch: AlertBatch) -> Iterator[Any]:
         matches = match_all(self._matchers, batch.ra, batch.dec)
-        failed = np.any([match.status == FAILED for match in matches], axis=0)
+        failed = failed_rows(matches)
         for row in np.flatnonzero(failed):
             yield dead_letter(batch.unit, letter_for_alert(batch, int(row), "crossmatch", failure(matches, int(row))))
         count("failed", int(failed.sum()))
@@ -61,12 +62,23 @@ class _Crossmatch(beam.DoFn):
             return
         if failed.any():
             batch, matches = batch.take(~failed), [select(match, ~failed) for match in matches]
-        found = np.any([match.status == MATCHED for match in matches], axis=0)
-        count("matched", int(found.sum()))
-        count("no_match", len(batch) - int(found.sum()))
-        for match in matches:
-            count(f"catalog:{match.catalog}", int((match.status == MATCHED).sum()))
+        count_outcomes(matches)
         yield MatchedAlerts(batch, tuple(matches))
+
+
+def failed_rows(matches: Sequence[Matches]) -> NDArray[np.bool_]:
+    """Positions for which some catalogue could not be asked."""
+    return np.any([match.status == FAILED for match in matches], axis=0)
+
+
+def count_outcomes(matches: Sequence[Matches]) -> None:
+    """Count the positions with a match and without, and the matches of each catalogue; failed ones are neither."""
+    failed = failed_rows(matches)
+    found = np.any([match.status == MATCHED for match in matches], axis=0)
+    count("matched", int((found & ~failed).sum()))
+    count("no_match", int((~found & ~failed).sum()))
+    for match in matches:
+        count(f"catalog:{match.catalog}", int((match.status == MATCHED).sum()))
 
 
 def failure(matches: Sequence[Matches], row: int) -> str:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from alerts.dead_letters import DeadLetter
 from alerts.sources import Source
 from transforms.counts import count
-from transforms.crossmatch import MATCHED_ALERTS, failure
+from transforms.crossmatch import MATCHED_ALERTS, count_outcomes, failed_rows, failure
 from transforms.dead_letters import DEAD_LETTERS, dead_letter
 from transforms.tables import crossmatch_rows
-from xmatch.matcher import FAILED, MATCHED, Matcher, match_all
+from xmatch.matcher import Matcher, match_all
 
 POSITION_ENDINGS: Final = (".csv", ".csv.gz", ".parquet")
 POSITION_KEYS: Final = {"id": pa.string(), "ra": pa.float64(), "dec": pa.float64()}
@@ -139,13 +139,9 @@ class _CrossmatchPositions(beam.DoFn):
             ra, dec = (_degrees(rows[name]) for name in ("ra", "dec"))
             matches = match_all(self._matchers, _as_numpy(ra), _as_numpy(dec))
             count("read", len(rows))
-            status = np.array([match.status for match in matches])
-            failed, found = (status == FAILED).any(axis=0), (status == MATCHED).any(axis=0)
+            failed = failed_rows(matches)
             count("failed", int(failed.sum()))
-            count("matched", int((found & ~failed).sum()))
-            count("no_match", int((~found & ~failed).sum()))
-            for match in matches:
-                count(f"catalog:{match.catalog}", int((match.status == MATCHED).sum()))
+            count_outcomes(matches)
             identifier = rows["id"].cast(pa.string())
             for row in np.flatnonzero(failed):
                 sink = pa.BufferOutputStream()

@@ -29,7 +29,6 @@ ALLWISE_COLUMNS: Final = {
 }
 _ALLWISE_REQUIRED: Final = frozenset({"AllWISE", "RAJ2000", "DEJ2000"})
 
-
 ALERT_KEYS: Final = {
     "candid": pa.int64(),
     "oid": pa.string(),
@@ -137,8 +136,10 @@ def crossmatch_rows(keys: Mapping[str, pa.Array], matches: Sequence[Matches]) ->
     Parameters
     ----------
     keys : mapping of str to pyarrow.Array
-        What identifies a position: for alerts candid, oid, jd, ra, dec; for a table id, ra, dec.
+        What identifies a position: :data:`ALERT_KEYS` for alerts, id, ra, dec for a table.
 
+    Notes
+    -----
     A column whose name is taken, or has another type in an earlier catalogue, gets its catalogue's name before its own.
     """
     tables: list[pa.Table] = []
