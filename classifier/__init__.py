@@ -1,0 +1,1 @@
+"""The hierarchical random forest: engine, model packages, import of published models, training."""
