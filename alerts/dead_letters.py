@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 import fastavro
 
-from alerts.container import sync_marker
+from alerts.container import MAGIC, ContainerError, sync_marker
 from alerts.files import readable, replacing
 from schemas import load_schema
+
+_SCHEMA_NAMES: Final = (b'"dead_letter"', b'"alertbeam"')
+_HEAD_BYTES: Final = 512
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,28 @@ def _writable(value: Any) -> Any:
     return readable(value) if isinstance(value, str) else value
 
 
-def read_dead_letters(path: Path) -> Iterator[DeadLetter]:
-    """Read letters back."""
-    with open(path, "rb") as file:
+def are_dead_letters(head: bytes) -> bool:
+    """Say whether a file that begins with these bytes, some hundred of them, is one of dead letters."""
+    return head[: len(MAGIC)] == MAGIC and all(name in head[:_HEAD_BYTES] for name in _SCHEMA_NAMES)
+
+
+def read_dead_letters(file: Path | BinaryIO) -> Iterator[DeadLetter]:
+    """Read letters back, from a path or from an open file, block by block.
+
+    Raises
+    ------
+    ContainerError
+        If the file is damaged; what precedes the damage is given first.
+    """
+    if isinstance(file, Path):
+        with open(file, "rb") as opened:
+            yield from read_dead_letters(opened)
+        return
+    try:
         for record in fastavro.reader(file):
             assert isinstance(record, dict)
             yield DeadLetter(**record)
+    except (MemoryError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise ContainerError(f"dead letters that cannot be read: {type(error).__name__}: {error}") from error

@@ -30,7 +30,7 @@ from alerts.container import (
     single_block_container,
     what_instead,
 )
-from alerts.dead_letters import DeadLetter
+from alerts.dead_letters import DeadLetter, are_dead_letters, read_dead_letters
 from alerts.files import readable
 from alerts.gunzip import DAMAGE, FastGunzip, Gunzip
 from alerts.layout import SchemaError
@@ -150,7 +150,10 @@ def read_source(
 
 
 def read_portions(source: Source, limits: Limits, progress: Callable[[int], None]) -> Iterator[Portion | DeadLetter]:
-    """Read a source in portions that fit in memory, not decoded yet; damaged bytes become dead letters."""
+    """Read a source in portions that fit in memory, not decoded yet; damaged bytes become dead letters.
+
+    Of a file of dead letters, the packets that they hold are read.
+    """
     if source.loose:
         yield from _portions_of_files(source, limits, progress)
         return
@@ -233,6 +236,8 @@ def _portions_of_stream(
     head = stream.peek(TAR_BLOCK)
     if _is_tar(head):
         yield from _portions_of_tar(stream, location, limits)
+    elif are_dead_letters(head):
+        yield from _portions_of_letters(stream, location, limits)
     elif head[:4] == MAGIC:
         yield from _portions_of_container(stream, location, limits)
     else:
@@ -257,6 +262,9 @@ def _portions_of_files(
         except (OSError, EOFError, ZlibError, ContainerError) as error:
             yield _unreadable(source.location, f"reading failed: {error}", name)
             continue
+        if are_dead_letters(data):
+            yield from _portions_of_letters(io.BytesIO(data), source.location, limits, name)
+            continue
         texts.append((name, data))
         held += len(data)
         if len(texts) >= limits.alerts or held >= limits.bytes:
@@ -265,6 +273,37 @@ def _portions_of_files(
             texts, held = [], 0
     if texts:
         yield _portion_of_texts(texts, first)
+
+
+def _portions_of_letters(stream: Any, location: str, limits: Limits, name: str = "") -> Iterator[Portion | DeadLetter]:
+    """Packets of a file of dead letters under the names that they had; what is no packet will fail again."""
+    texts: list[tuple[str, bytes]] = []
+    held = first = 0
+    try:
+        for letter in read_dead_letters(io.BufferedReader(_Raw(stream))):
+            texts.append((letter.member, letter.payload))
+            held += len(letter.payload)
+            if len(texts) >= limits.alerts or held >= limits.bytes:
+                yield _portion_of_texts(texts, first)
+                first += len(texts)
+                texts, held = [], 0
+    except ContainerError as error:
+        yield _unreadable(location, str(error)[:300], name)
+    if texts:
+        yield _portion_of_texts(texts, first)
+
+
+class _Raw(io.RawIOBase):
+    """A stream as Python's buffered reader wants it."""
+
+    def __init__(self, stream: _ReadInto) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        return self._stream.readinto(memoryview(buffer).cast("B"))
 
 
 def _gunzip(data: bytes) -> bytes:

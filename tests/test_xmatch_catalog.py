@@ -30,7 +30,7 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 def data_files(catalog: Catalog) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in catalog.path.glob("*.npy")}
+    return {path.name: path.read_bytes() for path in (catalog.path / "index").glob("*.npy")}
 
 
 class TestBuild:
@@ -42,7 +42,7 @@ class TestBuild:
         assert manifest["columns"][1]["unit"] == "deg"
         assert manifest["sources"][0]["bytes"] == len(SOURCES)
         assert len(manifest["sources"][0]["sha256"]) == 64
-        assert set(manifest["files"]) == set(data_files(catalog))
+        assert set(manifest["files"]) == {f"index/{name}" for name in data_files(catalog)}
         assert catalog.created.endswith("+00:00")
         catalog.verify()
 
@@ -53,7 +53,11 @@ class TestBuild:
         text = "id,ra,dec\ngood,0,0\nnan,nan,0\nblank,,5\nfar,361,5\nbelow,-0.1,5\nbeyond,5,90.5\n,7,7\nedge,360,-90\n"
         (tmp_path / "s.csv").write_text(text)
         catalog = build_catalog(tmp_path / "s.csv", tmp_path / "c", name="s")
-        assert catalog.manifest["refused"] == {"position": 5, "identifier": 1}
+        assert catalog.manifest["refused"] == {
+            "position_missing": 2,
+            "position_out_of_range": 3,
+            "identifier_missing": 1,
+        }
         table = catalog.take(np.arange(catalog.rows)).sort_by("id")
         assert table.to_pylist() == [{"id": "edge", "ra": 0.0, "dec": -90.0}, {"id": "good", "ra": 0.0, "dec": 0.0}]
 
@@ -86,7 +90,7 @@ class TestBuild:
             pq.write_table(table.slice(part * count // 4, count // 4), tmp_path / f"part{part}.parquet")
         parts = sorted(tmp_path.glob("*.parquet"))
         whole = build_catalog(parts, tmp_path / "whole", name="x")
-        by_bands = build_catalog(parts, tmp_path / "bands", name="x", memory_bytes=100_000)
+        by_bands = build_catalog(parts, tmp_path / "bands", name="x", memory_bytes=1_000_000)
         assert data_files(whole) == data_files(by_bands)
         assert whole.manifest["duplicates"] == 1_000
         assert whole.rows == count - 1_000
@@ -275,7 +279,7 @@ class TestOpen:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format_version": 2}, "has format version 2, this program reads 1"),
+            ({"format_version": 1}, "has format version 1, this program reads 2"),
             ({"format": "other"}, "is not a catalogue of alertbeam"),
             ({"rows": 4}, "do not fit together"),
             ({"rows": "many"}, "manifest.json is damaged"),
@@ -300,7 +304,7 @@ class TestOpen:
         "file", ["positions.npy", "identifiers.npy", "doubles.npy", "zone_rows.npy", "cell_rows.npy", "text_0.npy"]
     )
     def test_missing_or_truncated_files(self, catalog: Catalog, file: str) -> None:
-        path = catalog.path / file
+        path = catalog.path / "index" / file
         whole = path.read_bytes()
         path.write_bytes(whole[:-1])
         with pytest.raises(CatalogError, match=f"{file} has {len(whole) - 1} bytes instead of {len(whole)}"):
@@ -314,7 +318,7 @@ class TestOpen:
 
     @pytest.mark.parametrize("file", ["positions.npy", "doubles.npy", "cell_rows.npy"])
     def test_verify_finds_changed_values(self, catalog: Catalog, file: str) -> None:
-        path = catalog.path / file
+        path = catalog.path / "index" / file
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
@@ -322,7 +326,7 @@ class TestOpen:
             open_catalog(catalog.path).verify()
 
     def test_damaged_cells_cannot_lead_out_of_the_arrays(self, catalog: Catalog) -> None:
-        path = catalog.path / "cell_rows.npy"
+        path = catalog.path / "index" / "cell_rows.npy"
         data = bytearray(path.read_bytes())
         data[128:] = b"\xff" * (len(data) - 128)
         path.write_bytes(data)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from xmatch.matcher import (
     MATCHED,
     NO_MATCH,
     LocalMatcher,
+    k_nearest,
     match_all,
     nearest,
     validate_matchers,
@@ -113,30 +115,36 @@ def place(points: list[tuple[tuple[float, float], float, float, bool]]) -> tuple
     return np.array(ra, np.float64), np.array(dec, np.float64)
 
 
-def all_pairs(
+def all_neighbours(
     ra: np.ndarray, dec: np.ndarray, source_ra: np.ndarray, source_dec: np.ndarray, radius: float
-) -> tuple[list[int], list[float]]:
-    """Number of the nearest source (sources are in the order of their identifiers) by the matcher's own formula."""
-    sources, separations = [], []
+) -> list[list[tuple[float, int]]]:
+    """Separations and numbers of all sources within the radius, nearest first, by the matcher's own formula.
+
+    Sources are in the order of their identifiers.
+    """
+    answers = []
+    count = len(source_ra)
     for i in range(len(ra)):
-        count = len(source_ra)
-        distance = separations_arcsec(np.full(count, ra[i]), np.full(count, dec[i]), source_ra, source_dec)
-        best = min(range(count), key=lambda j: (distance[j], j), default=-1)
-        found = best >= 0 and distance[best] <= radius
-        sources.append(best if found else -1)
-        separations.append(float(distance[best]) if found else np.nan)
-    return sources, separations
+        angle = separations_arcsec(np.full(count, ra[i]), np.full(count, dec[i]), source_ra, source_dec)
+        answers.append(sorted((float(angle[j]), j) for j in range(count) if angle[j] <= radius))
+    return answers
+
+
+def unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    ra, dec = np.radians(ra), np.radians(dec)
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
 
 
 class TestAgainstBruteForce:
-    @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+    @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
     @given(
         sources=st.lists(POINTS, max_size=30),
         positions=st.lists(POINTS, min_size=1, max_size=20),
-        radius=st.sampled_from([1e-6, 0.25, 1.0, 20.0, 1000.0, MAX_RADIUS_ARCSEC]),
+        radius=st.sampled_from([1e-6, 0.25, 1.0, 20.0, 60.0, 1000.0, 3600.0, MAX_RADIUS_ARCSEC]),
         numeric=st.booleans(),
+        k=st.sampled_from([1, 2, 5, None]),
     )
-    def test_random_skies(self, build: Builder, sources, positions, radius, numeric) -> None:
+    def test_random_skies(self, build: Builder, sources, positions, radius, numeric, k) -> None:
         source_ra, source_dec = place(sources)
         ra, dec = place(positions)
         # Given in the reverse order of the identifiers, so that the order of the input cannot decide a tie.
@@ -145,9 +153,15 @@ class TestAgainstBruteForce:
         rows, separation = nearest(catalog, ra, dec, radius)
         found = catalog.take(rows)["id"].to_pylist()
 
-        expected, expected_separation = all_pairs(ra, dec, source_ra, source_dec, radius)
-        assert found == [ids[j] if j >= 0 else None for j in expected]
-        assert np.array_equal(separation, expected_separation, equal_nan=True)
+        expected = all_neighbours(ra, dec, source_ra, source_dec, radius)
+        assert found == [ids[answer[0][1]] if answer else None for answer in expected]
+        assert np.array_equal(separation, [answer[0][0] if answer else np.nan for answer in expected], equal_nan=True)
+
+        neighbours = k_nearest(catalog, ra, dec, radius, k)
+        assert np.array_equal(neighbours.offsets, np.cumsum([0, *(len(answer[:k]) for answer in expected)]))
+        flat = [pair for answer in expected for pair in answer[:k]]
+        assert catalog.take(neighbours.rows)["id"].to_pylist() == [ids[j] for _, j in flat]
+        assert neighbours.separation_arcsec.tolist() == [angle for angle, _ in flat]
 
         _, brute_separation = brute_force_nearest(ra, dec, source_ra, source_dec, ids, radius)
         for i in range(len(ra)):
@@ -168,14 +182,11 @@ class TestAgainstBruteForce:
         catalog = build(source_ra, source_dec, [f"{i:06d}" for i in range(count)])
         ra = np.mod(random.normal(0.0, 0.08, 5_000), 360.0)
         dec = 40.0 + random.normal(0.0, 0.08, 5_000)
-
-        def vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
-            ra, dec = np.radians(ra), np.radians(dec)
-            return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
-
         for radius in (1.0, 30.0):
             bound = 2.0 * np.sin(np.radians(radius / 3600.0) / 2.0)
-            _, neighbour = cKDTree(vectors(source_ra, source_dec)).query(vectors(ra, dec), distance_upper_bound=bound)
+            _, neighbour = cKDTree(unit_vectors(source_ra, source_dec)).query(
+                unit_vectors(ra, dec), distance_upper_bound=bound
+            )
             rows, _ = nearest(catalog, ra, dec, radius)
             found = [None if name is None else int(name) for name in catalog.take(rows)["id"].to_pylist()]
             assert found == [None if j == count else int(j) for j in neighbour]
@@ -186,6 +197,31 @@ class TestAgainstBruteForce:
         rows, separation = nearest(catalog, [100.0], [85.0], 1.0)
         assert catalog.take(rows)["id"].to_pylist() == ["east"]
         assert separation[0] == pytest.approx(0.3, abs=1e-6)
+
+
+def longdouble_separation(ra1: np.ndarray, dec1: np.ndarray, ra2: np.ndarray, dec2: np.ndarray) -> np.ndarray:
+    """Angle in arcseconds by Vincenty's formula, written for close pairs, in extended precision."""
+    degree = np.arctan(np.longdouble(1)) / 45
+    half_turn = (np.asarray(ra2, np.longdouble) - ra1) * degree / 2
+    tilt = (np.asarray(dec2, np.longdouble) - dec1) * degree
+    dec1, dec2 = dec1 * degree, dec2 * degree
+    across = np.cos(dec2) * np.sin(2 * half_turn)
+    along = np.sin(tilt) + 2 * np.sin(dec1) * np.cos(dec2) * np.sin(half_turn) ** 2
+    forward = np.sin(dec1) * np.sin(dec2) + np.cos(dec1) * np.cos(dec2) * np.cos(2 * half_turn)
+    return np.arctan2(np.hypot(across, along), forward) / degree * 3600
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="no extended precision here")
+@pytest.mark.parametrize("size_arcsec", [1.0, 100.0, 7140.0, 7200.0, MAX_RADIUS_ARCSEC, 170 * 3600.0])
+def test_separation_has_full_precision(size_arcsec: float) -> None:
+    random = np.random.default_rng(11)
+    dec1 = np.degrees(np.arcsin(random.uniform(-1, 1, 2_000)))
+    ra1 = random.uniform(0, 360, 2_000)
+    bearing = random.uniform(0, 2 * np.pi, 2_000)
+    dec2 = np.clip(dec1 + size_arcsec / 3600 * np.cos(bearing), -90, 90)
+    ra2 = np.mod(ra1 + size_arcsec / 3600 * np.sin(bearing) / np.maximum(np.cos(np.radians(dec1)), 0.01), 360)
+    expected = longdouble_separation(ra1, dec1, ra2, dec2)
+    assert np.max(np.abs(separations_arcsec(ra1, dec1, ra2, dec2) / expected - 1)) < 3e-15
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +247,43 @@ class TestLaws:
         answers = [nearest(catalog, ra[part], dec[part], 3000.0) for part in parts]
         assert np.array_equal(np.concatenate([answer[0] for answer in answers]), rows[order])
         assert np.array_equal(np.concatenate([answer[1] for answer in answers]), separation[order], equal_nan=True)
+
+    @pytest.mark.parametrize("radius", [0.5, 60.0, 3000.0])
+    def test_k_nearest_begins_with_nearest(self, sky, radius: float) -> None:
+        catalog, ra, dec = sky
+        rows, separation = nearest(catalog, ra, dec, radius)
+        for k in (1, 3, None):
+            answer = k_nearest(catalog, ra, dec, radius, k)
+            some = np.diff(answer.offsets) > 0
+            assert np.array_equal(some, rows >= 0)
+            assert np.array_equal(answer.rows[answer.offsets[:-1][some]], rows[some])
+            assert np.array_equal(answer.separation_arcsec[answer.offsets[:-1][some]], separation[some])
+
+    def test_many_neighbours(self, sky) -> None:
+        catalog, _, _ = sky
+        ra, dec = np.array([10.0, np.nan, 200.0]), np.array([89.0, 0.0, -20.0])
+        every = k_nearest(catalog, ra, dec, MAX_RADIUS_ARCSEC)
+        tree = cKDTree(unit_vectors(*catalog.index.positions.T))
+        chord = 2.0 * np.sin(np.radians(MAX_RADIUS_ARCSEC / 3600.0) / 2.0)
+        for i in (0, 2):
+            rows = every.rows[every.offsets[i] : every.offsets[i + 1]]
+            assert sorted(rows) == sorted(tree.query_ball_point(unit_vectors(ra[i], dec[i]), chord))
+            assert len(rows) > 10
+            assert np.all(np.diff(every.separation_arcsec[every.offsets[i] : every.offsets[i + 1]]) >= 0)
+        assert every.offsets[1] == every.offsets[2]
+        few = k_nearest(catalog, ra, dec, MAX_RADIUS_ARCSEC, 7)
+        assert np.array_equal(few.rows[:7], every.rows[:7])
+        assert few.offsets.tolist() == [0, 7, 7, 14]
+
+    def test_dense_block_has_more_pairs_than_room(self, build: Builder) -> None:
+        random = np.random.default_rng(5)
+        source_ra, source_dec = random.uniform(10, 10.02, 3_000), random.uniform(5, 5.02, 3_000)
+        catalog = build(source_ra, source_dec, list(range(3_000)))
+        ra, dec = random.uniform(10, 10.02, 600), random.uniform(5, 5.02, 600)
+        rows, separation = nearest(catalog, ra, dec, 50.0)
+        expected = all_neighbours(ra, dec, source_ra, source_dec, 50.0)
+        assert catalog.take(rows)["id"].to_pylist() == [answer[0][1] for answer in expected]
+        assert separation.tolist() == [answer[0][0] for answer in expected]
 
     def test_strided_input(self, sky) -> None:
         catalog, ra, dec = sky
@@ -286,9 +359,9 @@ class TestMatcher:
         assert matches.columns.column_names == ["W2mag", "AllWISE"]
         assert matches.columns.to_pylist() == [{"W2mag": 10.444, "AllWISE": "J124131.46+260233.6"}]
 
-    @pytest.mark.parametrize("radius", [0.0, -1.0, np.nan, np.inf, 3600.1])
+    @pytest.mark.parametrize("radius", [0.0, -1.0, np.nan, np.inf, 36000.1])
     def test_bad_radius(self, cds: Catalog, radius: float) -> None:
-        with pytest.raises(ValueError, match="radius must be above 0 and at most 3600 arcsec"):
+        with pytest.raises(ValueError, match="radius must be above 0 and at most 36000 arcsec"):
             LocalMatcher(cds, radius).validate()
         with pytest.raises(ValueError, match="radius"):
             nearest(cds, [0.0], [0.0], radius)
@@ -298,6 +371,22 @@ class TestMatcher:
             LocalMatcher(cds, columns=["W9mag"]).validate()
         with pytest.raises(CatalogError, match="not a catalogue"):
             LocalMatcher(tmp_path / "nothing").validate()
+
+    def test_memory_does_not_grow_with_batches(self, sky) -> None:
+        catalog, ra, dec = sky
+        matcher = LocalMatcher(catalog, 10.0)
+        process = psutil.Process()
+        for _ in range(20):
+            matcher.match(ra, dec)
+        before = process.memory_info().rss
+        for _ in range(300):
+            matcher.match(ra, dec)
+        # A single batch takes 60 kB: were it kept, 300 of them would take 18 MB.
+        assert process.memory_info().rss - before < 6e6
+
+    def test_number_of_neighbours_must_be_positive(self, cds: Catalog) -> None:
+        with pytest.raises(ValueError, match="neighbours must be at least 1, not 0"):
+            k_nearest(cds, [0.0], [0.0], 1.0, 0)
 
     def test_unequal_lengths(self, cds: Catalog) -> None:
         with pytest.raises(ValueError, match="equally long"):

@@ -1,9 +1,7 @@
 """A catalogue of sources on disk: build it from tables, open it in milliseconds, take rows from it."""
 
 import json
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,19 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from xmatch.cells import gather_numbers, gather_text
-from xmatch.layout import (
-    FORMAT,
-    FORMAT_VERSION,
-    MANIFEST,
-    NULL_INTEGER,
-    CatalogError,
-    Column,
-    count_zones,
-    sha256_of,
-)
-from xmatch.sources import list_inputs, plan_reading
-from xmatch.writer import write_folder
+from xmatch.cells import take_columns
+from xmatch.jobs import Progress
+from xmatch.layout import FORMAT, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, CatalogError, Column, count_zones, sha256_of
 
 __all__ = ["Catalog", "CatalogError", "Column", "Index", "build_catalog", "open_catalog"]
 
@@ -58,9 +46,9 @@ class Catalog:
     rows : int
         Number of sources.
     columns : tuple of str
-        Names of the columns, in order.
+        Names of the columns that matches have by default, in order.
     fields : tuple of Column
-        The same with types and units.
+        All columns with types and units.
     manifest : dict
         All of `manifest.json`.
     index : Index
@@ -89,7 +77,7 @@ class Catalog:
         rows : int64 [n]
             Row numbers, as `xmatch.matcher.nearest` gives them; -1 gives a row of nulls.
         columns : sequence of str, optional
-            Columns wanted, in this order; all by default.
+            Columns wanted, in this order; `self.columns` by default.
 
         Returns
         -------
@@ -108,7 +96,7 @@ class Catalog:
             raise IndexError(f"Row numbers must be from -1 to {self.rows - 1}.")
         fields = self._chosen(columns)
         chunks = [
-            self._take(numbers[begin : begin + _ROWS_PER_CHUNK], fields)
+            take_columns(self._arrays, fields, numbers[begin : begin + _ROWS_PER_CHUNK])
             for begin in range(0, max(len(numbers), 1), _ROWS_PER_CHUNK)
         ]
         return pa.concat_tables(chunks)
@@ -138,19 +126,6 @@ class Catalog:
             )
         return [by_name[name] for name in (self.columns if columns is None else columns)]
 
-    def _take(self, rows: NDArray[np.int64], fields: list[Column]) -> pa.Table:
-        taken: dict[str, pa.Array] = {}
-        for file in dict.fromkeys(column.file for column in fields):
-            group = [column for column in fields if column.file == file]
-            matrix = self._arrays[file]
-            if matrix.dtype == np.uint8:
-                arrays = [gather_text(matrix, rows)] * len(group)
-            else:
-                missing = np.nan if matrix.dtype == np.float64 else NULL_INTEGER
-                arrays = gather_numbers(matrix, [column.index for column in group], rows, missing)
-            taken |= {column.name: array for column, array in zip(group, arrays, strict=True)}
-        return pa.table({column.name: taken[column.name] for column in fields})
-
 
 def build_catalog(
     inputs: str | Path | Sequence[str | Path],
@@ -162,17 +137,22 @@ def build_catalog(
     dec: str | None = None,
     identifier: str | None = None,
     columns: Sequence[str] | None = None,
-    memory_bytes: int = 2 << 30,
+    with_hats: bool = False,
+    workers: int = 1,
+    memory_bytes: int | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Catalog:
-    """Build a catalogue from CSV (also gzip) or Parquet files.
+    """Build a catalogue from CSV (also gzip) or Parquet files or HATS catalogues.
 
     Sources without a valid position or identifier are left out and counted in the manifest, as are repetitions of
-    the same identifier and position. The same inputs give the same data files.
+    the same identifier and position; identifiers that several sources share are counted. The same inputs give the
+    same data files, whatever the number of workers and the memory. A build that was interrupted goes on where it was.
 
     Parameters
     ----------
     inputs : path or sequence of paths
-        Files, or folders of them.
+        Files, folders of them, HATS catalogues or their http(s) addresses.
     output : path
         Folder to write; a catalogue that is there is replaced, anything else is refused.
     name, version : str
@@ -181,26 +161,34 @@ def build_catalog(
         Columns of the inputs that hold the position in degrees and the identifier; guessed by default.
     columns : sequence of str, optional
         Columns of the catalogue; by default the 17 of AllWISE or else all.
-    memory_bytes : int
-        Size of the rows held in memory before they are sorted through files in the output's folder.
+    with_hats : bool
+        Make the folder a HATS catalogue as well.
+    workers : int
+        Number of processes.
+    memory_bytes : int, optional
+        Rough bound on the memory of all processes, beyond what their libraries take; 1 GiB for each by default.
+    report : callable
+        Told how far each stage is.
+    say : callable
+        Told in a sentence that an interrupted build goes on, or starts afresh.
 
     Raises
     ------
     CatalogError
         If the inputs cannot be used or the output may not be overwritten.
+    OSError
+        If a disk, a server or a process gave way; the same call goes on.
     """
+    # Matching needs none of it, and astropy takes long to import.
+    from xmatch.building import BuildOptions, build_folder
+
+    options = BuildOptions(
+        name, version, ra, dec, identifier, tuple(columns) if columns is not None else None, with_hats
+    )
     output = Path(output).absolute()
     if output.exists() and not _may_replace(output):
         raise CatalogError(f"{output} is there already and is not a catalogue; choose another output folder.")
-    files = list_inputs(inputs)
-    reading = plan_reading(files[0], name, ra, dec, identifier, columns)
-    building = output.with_name(f".{output.name}.building-{os.getpid()}")
-    building.mkdir(parents=True)
-    try:
-        write_folder(building, files, reading, name, version, memory_bytes)
-        _replace(building, output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    build_folder(inputs, output, options, workers, memory_bytes or workers << 30, report, say)
     return open_catalog(output)
 
 
@@ -218,14 +206,18 @@ def open_catalog(path: str | Path) -> Catalog:
         rows = int(manifest["rows"])
         fields = tuple(Column(**column) for column in manifest["columns"])
         zones_per_degree = int(manifest["index"]["zones_per_degree"])
-        arrays = {name: _open_array(path / name, entry["bytes"]) for name, entry in manifest["files"].items()}
+        arrays = {
+            Path(name).name: _open_array(path / name, entry["bytes"])
+            for name, entry in manifest["files"].items()
+            if Path(name).parent == Path(INDEX_FOLDER)
+        }
         catalog = Catalog(
             path=path,
             name=manifest["name"],
             version=manifest["version"],
             created=manifest["created"],
             rows=rows,
-            columns=tuple(column.name for column in fields),
+            columns=tuple(column.name for column in fields if column.shown),
             fields=fields,
             manifest=manifest,
             index=Index(
@@ -253,16 +245,6 @@ def _may_replace(output: Path) -> bool:
         return json.loads((output / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _replace(building: Path, output: Path) -> None:
-    if not output.exists():
-        building.rename(output)
-        return
-    old = output.with_name(f".{output.name}.old-{os.getpid()}")
-    output.rename(old)
-    building.rename(output)
-    shutil.rmtree(old)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

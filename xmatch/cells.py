@@ -1,9 +1,13 @@
 """Compiled moves of values between Arrow columns and the row-major arrays of a catalogue."""
 
+from collections.abc import Mapping, Sequence
+
 import numba
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from xmatch.layout import NULL_INTEGER, Column
 
 
 @numba.njit(cache=True, nogil=True)
@@ -49,6 +53,30 @@ def _spread_text(offsets, text, matrix):
         begin = offsets[i]
         for k in range(offsets[i + 1] - begin):
             matrix[i, k] = text[begin + k]
+
+
+def take_columns(arrays: Mapping[str, NDArray], fields: Sequence[Column], rows: NDArray[np.int64]) -> pa.Table:
+    """Columns of the given rows; null where the row is -1 or the value missing.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Arrays of a catalogue by their files.
+    fields : sequence of Column
+        Columns wanted, in this order.
+    rows : int64 [n]
+    """
+    taken: dict[str, pa.Array] = {}
+    for file in dict.fromkeys(column.file for column in fields):
+        group = [column for column in fields if column.file == file]
+        matrix = arrays[file]
+        if matrix.dtype == np.uint8:
+            columns = [gather_text(matrix, rows)] * len(group)
+        else:
+            missing = np.nan if matrix.dtype == np.float64 else NULL_INTEGER
+            columns = gather_numbers(matrix, [column.index for column in group], rows, missing)
+        taken |= {column.name: values for column, values in zip(group, columns, strict=True)}
+    return pa.table({column.name: taken[column.name] for column in fields})
 
 
 def gather_numbers(matrix: NDArray, places: list[int], rows: NDArray[np.int64], missing: float) -> list[pa.Array]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from xmatch.catalog import Catalog, open_catalog
-from xmatch.search import MAX_RADIUS_ARCSEC, nearest_rows
+from xmatch.search import MAX_RADIUS_ARCSEC, k_nearest_rows, nearest_rows
 
 
 class Status(IntEnum):
@@ -113,7 +113,7 @@ class LocalMatcher:
     def match(self, ra: ArrayLike, dec: ArrayLike) -> Matches:
         """Match positions in degrees; not finite ones and declinations beyond the poles have status FAILED."""
         catalog = self.catalog
-        ra, dec = _as_positions(ra, dec)
+        ra, dec = as_positions(ra, dec)
         rows, separation = nearest(catalog, ra, dec, self.radius_arcsec)
         valid = is_position(ra, dec)
         status = np.where(rows >= 0, np.int8(MATCHED), np.int8(NO_MATCH))
@@ -143,7 +143,7 @@ def nearest(
     ra, dec : float64 [n]
         Positions in degrees; right ascensions are taken modulo 360.
     radius_arcsec : float
-        Largest separation, inclusive, up to `MAX_RADIUS_ARCSEC` (one degree).
+        Largest separation, inclusive, up to `MAX_RADIUS_ARCSEC` (ten degrees).
 
     Returns
     -------
@@ -158,17 +158,56 @@ def nearest(
         If the radius is out of bounds, or `ra` and `dec` have not one and the same length.
     """
     check_radius(radius_arcsec)
-    ra, dec = _as_positions(ra, dec)
-    rows = np.full(ra.shape[0], -1, np.int64)
-    separation = np.full(ra.shape[0], np.nan)
-    if catalog.rows == 0:
-        return rows, separation
-    valid = is_position(ra, dec)
-    if valid.all():
-        nearest_rows(_within_circle(ra), dec, float(radius_arcsec), *catalog.index, rows, separation)
-    else:
-        rows[valid], separation[valid] = nearest(catalog, ra[valid], dec[valid], radius_arcsec)
+    ra, dec = as_positions(ra, dec)
+    rows = np.empty(ra.shape[0], np.int64)
+    separation = np.empty(ra.shape[0], np.float64)
+    nearest_rows(ra, dec, float(radius_arcsec), catalog.index, rows, separation)
     return rows, separation
+
+
+@dataclass(frozen=True, eq=False)
+class KNearest:
+    """Neighbours of n positions, nearest first: those of position i are from `offsets[i]` to `offsets[i + 1]`.
+
+    Attributes
+    ----------
+    offsets : int64 [n + 1]
+    rows : int64 [offsets[n]]
+        Rows of the catalogue.
+    separation_arcsec : float64 [offsets[n]]
+    """
+
+    offsets: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    separation_arcsec: NDArray[np.float64]
+
+
+def k_nearest(catalog: Catalog, ra: ArrayLike, dec: ArrayLike, radius_arcsec: float, k: int | None = None) -> KNearest:
+    """The `k` nearest sources within the radius of each position; all of them if `k` is None.
+
+    Sources equally near are in the order of their identifiers. The first neighbour is that of `nearest`, to the bit.
+    Memory is that of the answer.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    ra, dec : float64 [n]
+        Positions in degrees; right ascensions are taken modulo 360. One that does not exist has no neighbours.
+    radius_arcsec : float
+        Largest separation, inclusive, up to `MAX_RADIUS_ARCSEC` (ten degrees).
+    k : int, optional
+
+    Raises
+    ------
+    ValueError
+        If the radius or `k` is out of bounds, or `ra` and `dec` have not one and the same length.
+    """
+    check_radius(radius_arcsec)
+    if k is not None and k < 1:
+        raise ValueError(f"The number of neighbours must be at least 1, not {k}.")
+    ra, dec = as_positions(ra, dec)
+    most = catalog.rows if k is None else min(k, catalog.rows)
+    return KNearest(*k_nearest_rows(ra, dec, float(radius_arcsec), most, catalog.index))
 
 
 def match_all(matchers: Sequence[Matcher], ra: ArrayLike, dec: ArrayLike) -> list[Matches]:
@@ -193,7 +232,7 @@ def validate_matchers(matchers: Sequence[Matcher]) -> None:
 
 
 def check_radius(radius_arcsec: float) -> None:
-    """Raise ValueError unless the radius is positive and at most one degree."""
+    """Raise ValueError unless the radius is positive and at most ten degrees."""
     if not 0.0 < radius_arcsec <= MAX_RADIUS_ARCSEC:
         raise ValueError(
             f"The search radius must be above 0 and at most {MAX_RADIUS_ARCSEC:g} arcsec, not {radius_arcsec}."
@@ -215,17 +254,9 @@ def position_errors(ra: NDArray[np.float64], dec: NDArray[np.float64], valid: ND
     return pa.array(reasons, pa.string())
 
 
-def _as_positions(ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def as_positions(ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Check that positions are two equally long columns."""
     ra, dec = np.ascontiguousarray(ra, np.float64), np.ascontiguousarray(dec, np.float64)
     if ra.ndim != 1 or ra.shape != dec.shape:
         raise ValueError(f"ra and dec must be one-dimensional and equally long, not of shapes {ra.shape}, {dec.shape}.")
     return ra, dec
-
-
-def _within_circle(ra: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Right ascensions modulo 360, those already within [0, 360) unchanged."""
-    if ra.size == 0 or (ra.min() >= 0.0 and ra.max() < 360.0):
-        return ra
-    ra = np.mod(ra, 360.0)
-    # The remainder of a tiny negative number rounds to 360.
-    return np.where(ra >= 360.0, 0.0, ra)

@@ -1,13 +1,14 @@
 """Catalogue settings as ALeRCE's crossmatch step has them: the value of `CATALOG`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-_KEYS = ("name", "columns", "service_url", "selection")
+_KEYS = ("name", "columns", "service_url", "selection", "radius")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,15 @@ class CatalogSetting:
         Where the CrossWave service is; None if blank.
     selection : int or None
         Number of matches per position asked of CrossWave; None if blank.
+    radius_arcsec : float or None
+        Largest separation in arcseconds (key `radius`); None if blank.
     """
 
     name: str
     columns: tuple[str, ...] = ()
     service_url: str | None = None
     selection: int | None = None
+    radius_arcsec: float | None = None
 
 
 def parse_catalog_setting(value: str | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[CatalogSetting]:
@@ -76,6 +80,7 @@ def _parse_entry(entry: Any) -> CatalogSetting:
         columns=_parse_columns(name, entry.get("columns")),
         service_url=_parse_url(name, entry.get("service_url")),
         selection=_parse_selection(name, entry.get("selection")),
+        radius_arcsec=_parse_radius(name, entry.get("radius")),
     )
 
 
@@ -100,3 +105,33 @@ def _parse_selection(name: str, selection: Any) -> int | None:
     if isinstance(selection, bool | float) or not text.isdecimal() or int(text) < 1:
         raise ValueError(f"CATALOG {name}: selection must be a positive integer, not {selection!r}.")
     return int(text)
+
+
+def _parse_radius(name: str, radius: Any) -> float | None:
+    if radius is None or radius == "":
+        return None
+    try:
+        value = math.nan if isinstance(radius, bool) else float(radius)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"CATALOG {name}: radius must be a positive number of arcseconds, not {radius!r}.")
+    return value
+
+
+def parse_switch(name: str, value: str) -> bool | None:
+    """Read a variable that is true or false; None if it is blank.
+
+    Raises
+    ------
+    ValueError
+        With one sentence that names the variable.
+    """
+    text = value.strip().casefold()
+    if text in ("true", "yes", "on", "1"):
+        return True
+    if text in ("false", "no", "off", "0"):
+        return False
+    if text:
+        raise ValueError(f"{name} must be true or false, not {value!r}.")
+    return None
