@@ -22,12 +22,13 @@ from sqlalchemy import (
     false,
     func,
     literal_column,
+    not_,
     or_,
     tuple_,
 )
 from sqlalchemy.sql.expression import ColumnElement
 
-from database.tables import ALLWISE, METADATA, OBJECT, STEP, XMATCH
+from database.tables import ALLWISE, DETECTION, FEATURE, MAGSTAT, METADATA, NON_DETECTION, OBJECT, STEP, XMATCH
 
 __all__ = ["PROVISIONAL_STEP_ID", "Merge", "Rank", "UpsertRule", "known_rules", "rule_of"]
 
@@ -207,17 +208,48 @@ def _first_known(name: str) -> Merge:
     return Merge(pair, batch)
 
 
-_FIRST_MJD = Merge(
-    lambda stored, incoming, wins: func.least(stored["firstmjd"], incoming["firstmjd"]),
-    lambda row, key, order: func.min(row["firstmjd"]).over(partition_by=key),
+def _is_provisional(row: Columns) -> ColumnElement[bool]:
+    return row["step_id_corr"].is_not_distinct_from(PROVISIONAL_STEP_ID)
+
+
+def _over_provisional(
+    pair: Callable[[Columns, Columns], ColumnElement[Any]], over: Callable[..., ColumnElement[Any]], name: str
+) -> Merge:
+    """Settle a column over all provisional rows of an object; a row of the whole light curve is never mixed."""
+
+    def of_pair(stored: Columns, incoming: Columns, wins: ColumnElement[bool]) -> ColumnElement[Any]:
+        both = and_(_is_provisional(stored), _is_provisional(incoming))
+        return case((both, pair(stored, incoming)), (wins, incoming[name]), else_=stored[name])
+
+    def of_batch(row: Columns, key: list[ColumnElement[Any]], order: list[ColumnElement[Any]]) -> ColumnElement[Any]:
+        provisional = _is_provisional(row)
+        return case((provisional, over(row, [*key, provisional])), else_=row[name])
+
+    return Merge(of_pair, of_batch)
+
+
+def _of_whole(name: str) -> tuple[Rank, ...]:
+    """Rank rows of the whole light curve by a column that tells nothing of provisional ones."""
+
+    def value(row: Columns) -> ColumnElement[Any]:
+        return case((_is_provisional(row), 0), else_=func.coalesce(row[name], 0))
+
+    return (Rank(lambda row: or_(_is_provisional(row), row[name].is_not(None))), Rank(value))
+
+
+_FIRST_MJD = _over_provisional(
+    lambda stored, incoming: func.least(stored["firstmjd"], incoming["firstmjd"]),
+    lambda row, group: func.min(row["firstmjd"]).over(partition_by=group),
+    "firstmjd",
 )
-_DELTA_JD = Merge(
-    lambda stored, incoming, wins: (
+_DELTA_JD = _over_provisional(
+    lambda stored, incoming: (
         func.greatest(stored["lastmjd"], incoming["lastmjd"]) - func.least(stored["firstmjd"], incoming["firstmjd"])
     ),
-    lambda row, key, order: (
-        func.max(row["lastmjd"]).over(partition_by=key) - func.min(row["firstmjd"]).over(partition_by=key)
+    lambda row, group: (
+        func.max(row["lastmjd"]).over(partition_by=group) - func.min(row["firstmjd"]).over(partition_by=group)
     ),
+    "deltajd",
 )
 
 _ALLWISE_MEASUREMENTS = tuple(column.name for column in ALLWISE.columns if not column.primary_key)
@@ -225,14 +257,29 @@ _ALLWISE_MEASUREMENTS = tuple(column.name for column in ALLWISE.columns if not c
 _RULES = {
     rule.table.name: rule
     for rule in (
-        # The xmatch step knows an object by single alerts only; what a later step wrote of it is never touched.
+        # The xmatch step knows an object by single alerts only: what a later step wrote of it, it never touches. Of
+        # rows of whole light curves the one that saw more stays.
         UpsertRule(
             OBJECT,
-            ranks=ranks(OBJECT.c.lastmjd),
+            ranks=(
+                Rank(lambda row: not_(_is_provisional(row))),
+                *_of_whole("ndet"),
+                *ranks(OBJECT.c.lastmjd),
+                *_of_whole("firstmjd"),
+                *_of_whole("deltajd"),
+            ),
             last_writer_wins=False,
             merges={"firstmjd": _FIRST_MJD, "deltajd": _DELTA_JD},
-            replaceable=lambda stored: stored["step_id_corr"] == PROVISIONAL_STEP_ID,
         ),
+        # The alert's own row, then the one that knew more of the object's history, which settles `dubious`.
+        UpsertRule(
+            DETECTION,
+            ranks=(*ranks(DETECTION.c.has_stamp), *ranks(DETECTION.c.known_ndet)),
+            last_writer_wins=False,
+        ),
+        UpsertRule(NON_DETECTION, last_writer_wins=False),
+        UpsertRule(MAGSTAT, ranks=(*ranks(MAGSTAT.c.ndet), *ranks(MAGSTAT.c.lastmjd)), last_writer_wins=False),
+        UpsertRule(FEATURE, ranks=ranks(FEATURE.c.known_ndet), last_writer_wins=False),
         # A catalogue source does not change: of two descriptions the more complete one stays.
         UpsertRule(
             ALLWISE,

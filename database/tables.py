@@ -5,6 +5,7 @@ A further table is a `Table` on `METADATA` and, where "replace what differs" is 
 """
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -22,7 +23,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import CreateColumn
 
-__all__ = ["ALLWISE", "METADATA", "OBJECT", "STEP", "XMATCH", "TableLayoutError", "create_tables"]
+__all__ = [
+    "ALLWISE",
+    "DETECTION",
+    "FEATURE",
+    "FEATURE_VERSION",
+    "MAGSTAT",
+    "METADATA",
+    "NON_DETECTION",
+    "OBJECT",
+    "PROBABILITY",
+    "STEP",
+    "TAXONOMY",
+    "XMATCH",
+    "TableLayoutError",
+    "create_tables",
+]
 
 METADATA = MetaData()
 
@@ -111,6 +127,130 @@ STEP = Table(
     Column("version", String, nullable=False),
     Column("comments", String, nullable=False),
     Column("date", DateTime, nullable=False, comment="UTC"),
+)
+
+
+PROBABILITY = Table(
+    "probability",
+    METADATA,
+    Column("oid", String, ForeignKey("object.oid"), primary_key=True),
+    Column("class_name", String, primary_key=True),
+    Column("classifier_name", String, primary_key=True),
+    Column("classifier_version", String, primary_key=True),
+    Column("probability", Double, nullable=False),
+    Column("ranking", Integer, nullable=False, comment="dense, 1 is the most probable class of a classifier"),
+    Index("ix_probabilities_oid", "oid", postgresql_using="hash"),
+    Index("ix_probabilities_probability", "probability"),
+    Index("ix_probabilities_ranking", "ranking"),
+    Index("ix_classification_rank1", "ranking", postgresql_where=text("ranking = 1")),
+)
+
+TAXONOMY = Table(
+    "taxonomy",
+    METADATA,
+    Column("classifier_name", String, primary_key=True),
+    Column("classifier_version", String, primary_key=True),
+    Column("classes", ARRAY(String), nullable=False),
+)
+
+
+DETECTION = Table(
+    "detection",
+    METADATA,
+    Column("candid", BigInteger, primary_key=True, autoincrement=False),
+    Column("oid", String, primary_key=True),
+    Column("mjd", Double, nullable=False),
+    Column("fid", Integer, nullable=False),
+    Column("pid", Double, nullable=False),
+    Column("diffmaglim", Double),
+    Column("isdiffpos", Integer, nullable=False),
+    Column("nid", Integer),
+    Column("ra", Double, nullable=False),
+    Column("dec", Double, nullable=False),
+    Column("magpsf", Double, nullable=False),
+    Column("sigmapsf", Double, nullable=False),
+    Column("magap", Double),
+    Column("sigmagap", Double),
+    Column("distnr", Double),
+    Column("rb", Double),
+    Column("rbversion", String),
+    Column("drb", Double),
+    Column("drbversion", String),
+    Column("magapbig", Double),
+    Column("sigmagapbig", Double),
+    Column("rfid", Integer),
+    Column("magpsf_corr", Double),
+    Column("sigmapsf_corr", Double),
+    Column("sigmapsf_corr_ext", Double),
+    Column("corrected", Boolean, nullable=False),
+    Column("dubious", Boolean, nullable=False),
+    Column("parent_candid", BigInteger),
+    Column("has_stamp", Boolean, nullable=False),
+    Column("step_id_corr", String, nullable=False),
+    Column("known_ndet", Integer, info=_PROVENANCE, comment="detections of the object known when dubious was settled"),
+    Index("ix_ndetection_oid", "oid", postgresql_using="hash"),
+)
+
+NON_DETECTION = Table(
+    "non_detection",
+    METADATA,
+    Column("oid", String, primary_key=True),
+    Column("fid", Integer, primary_key=True, autoincrement=False),
+    Column("mjd", Double, primary_key=True),
+    Column("diffmaglim", Double),
+    Index("ix_non_detection_oid", "oid", postgresql_using="hash"),
+)
+
+_MAGNITUDE_STATISTICS = ("mean", "median", "max", "min", "sigma", "last", "first")
+
+MAGSTAT = Table(
+    "magstat",
+    METADATA,
+    Column("oid", String, primary_key=True),
+    Column("fid", Integer, primary_key=True, autoincrement=False),
+    Column("stellar", Boolean, nullable=False),
+    Column("corrected", Boolean, nullable=False),
+    Column("ndet", Integer, nullable=False),
+    Column("ndubious", Integer, nullable=False),
+    Column("dmdt_first", Double),
+    Column("dm_first", Double),
+    Column("sigmadm_first", Double),
+    Column("dt_first", Double),
+    *(Column(f"mag{name}", Double) for name in _MAGNITUDE_STATISTICS),
+    *(Column(f"mag{name}_corr", Double) for name in _MAGNITUDE_STATISTICS),
+    Column("firstmjd", Double),
+    Column("lastmjd", Double),
+    Column("step_id_corr", String, nullable=False),
+    Column("saturation_rate", Double),
+    Index("ix_magstats_dmdt_first", "dmdt_first"),
+    Index("ix_magstats_firstmjd", "firstmjd"),
+    Index("ix_magstats_lastmjd", "lastmjd"),
+    Index("ix_magstats_magmean", "magmean"),
+    Index("ix_magstats_magmin", "magmin"),
+    Index("ix_magstats_magfirst", "magfirst"),
+    Index("ix_magstats_ndet", "ndet"),
+    Index("ix_magstats_maglast", "maglast"),
+    Index("ix_magstats_oid", "oid", postgresql_using="hash"),
+)
+
+FEATURE_VERSION = Table(
+    "feature_version",
+    METADATA,
+    Column("version", String, primary_key=True),
+    Column("step_id_feature", String, ForeignKey("step.step_id")),
+    Column("step_id_preprocess", String, ForeignKey("step.step_id")),
+)
+
+FEATURE = Table(
+    "feature",
+    METADATA,
+    Column("oid", String, ForeignKey("object.oid"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("fid", Integer, primary_key=True, autoincrement=False, comment="0 no band, 1 g, 2 r, 12 both"),
+    Column("version", String, ForeignKey("feature_version.version"), primary_key=True),
+    Column("value", Double),
+    Column("known_ndet", Integer, info=_PROVENANCE, comment="detections of the object known when it was computed"),
+    Index("ix_feature_oid_2", "oid", postgresql_using="hash"),
 )
 
 

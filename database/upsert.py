@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 from sqlalchemy import (
+    ARRAY,
     Boolean,
     Column,
     DateTime,
@@ -141,12 +142,27 @@ def _checked_column(column: Column[Any], values: pa.ChunkedArray) -> pa.ChunkedA
     if pa.types.is_dictionary(kind):
         values = values.cast(kind.value_type)
         kind = values.type
+    if isinstance(column.type, ARRAY):
+        return _array_literals(column, values)
     for column_type, accepts, copied in _KINDS:
         if isinstance(column.type, column_type):
             if not (accepts(kind) or pa.types.is_null(kind)):
                 raise ValueError(f"{column} is {column.type}, but the rows hold {kind}: convert them first.")
             return values if copied is None else values.cast(copied, safe=False)
     raise TypeError(f"{column} cannot be copied: name the type {column.type} in database.upsert.")
+
+
+def _array_literals(column: Column[Any], values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Write lists of texts as PostgreSQL does; only small tables have such a column."""
+    kind = values.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_string(kind.value_type):
+        raise ValueError(f"{column} is {column.type}, but the rows hold {kind}: convert them first.")
+    return pa.chunked_array([[None if row is None else _array_literal(row) for row in values.to_pylist()]], pa.string())
+
+
+def _array_literal(items: list[str | None]) -> str:
+    quoted = (item and item.replace("\\", "\\\\").replace('"', '\\"') for item in items)
+    return "{" + ",".join("NULL" if item is None else f'"{item}"' for item in quoted) + "}"
 
 
 def write_tables(connection: Connection, tables: Mapping[UpsertRule, pa.Table]) -> WriteResult:

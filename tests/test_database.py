@@ -331,7 +331,9 @@ class TestTables:
     def test_created_by_several_processes_at_once(self, empty_url):
         with multiprocessing.get_context("spawn").Pool(3) as pool:
             pool.map(_create_tables, [empty_url] * 6)
-        assert execute(empty_url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(4,)]
+        assert execute(empty_url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [
+            (len(METADATA.tables),)
+        ]
 
     def test_layout(self, database, rows_of):
         keys = rows_of(
@@ -340,8 +342,20 @@ class TestTables:
         )
         assert keys == [
             ("allwise", "PRIMARY KEY (oid_catalog)"),
+            ("detection", "PRIMARY KEY (candid, oid)"),
+            ("feature", "FOREIGN KEY (oid) REFERENCES object(oid)"),
+            ("feature", "FOREIGN KEY (version) REFERENCES feature_version(version)"),
+            ("feature", "PRIMARY KEY (oid, name, fid, version)"),
+            ("feature_version", "FOREIGN KEY (step_id_feature) REFERENCES step(step_id)"),
+            ("feature_version", "FOREIGN KEY (step_id_preprocess) REFERENCES step(step_id)"),
+            ("feature_version", "PRIMARY KEY (version)"),
+            ("magstat", "PRIMARY KEY (oid, fid)"),
+            ("non_detection", "PRIMARY KEY (oid, fid, mjd)"),
             ("object", "PRIMARY KEY (oid)"),
+            ("probability", "FOREIGN KEY (oid) REFERENCES object(oid)"),
+            ("probability", "PRIMARY KEY (oid, class_name, classifier_name, classifier_version)"),
             ("step", "PRIMARY KEY (step_id)"),
+            ("taxonomy", "PRIMARY KEY (classifier_name, classifier_version)"),
             ("xmatch", "FOREIGN KEY (oid) REFERENCES object(oid)"),
             ("xmatch", "PRIMARY KEY (oid, catid)"),
         ]
@@ -547,4 +561,7 @@ def _wait_until(condition, seconds: float = 20.0) -> None:
 def test_refused_rows_are_plain_values():
     row = RefusedRow("object", ("a",), 3, "why")
     assert pickle.loads(pickle.dumps(row)) == row
-    assert {"object", "allwise", "xmatch", "step"} == set(METADATA.tables)
+    assert {
+        *("object", "allwise", "xmatch", "step", "probability", "taxonomy"),
+        *("detection", "non_detection", "magstat", "feature", "feature_version"),
+    } == set(METADATA.tables)

@@ -64,12 +64,23 @@ class RunCounts:
 
 def run_counts(result: PipelineResult) -> RunCounts:
     """Read the counters of a finished pipeline."""
-    found: dict[str, int] = {}
-    for counter in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
-        found[counter.key.metric.name] = found.get(counter.key.metric.name, 0) + counter.result
+    found = counters(result)
 
     def by(prefix: str) -> dict[str, int]:
-        return {name[len(prefix) :]: number for name, number in sorted(found.items()) if name.startswith(prefix)}
+        return counters_by(found, prefix)
 
     plain = {name: number for name, number in found.items() if ":" not in name}
     return RunCounts(**plain, dead_letters=by("dead_letters:"), catalogs=by("catalog:"), rows=by("rows:"))
+
+
+def counters(result: PipelineResult) -> dict[str, int]:
+    """Read all counters of a finished pipeline, by name."""
+    found: dict[str, int] = {}
+    for counter in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        found[counter.key.metric.name] = found.get(counter.key.metric.name, 0) + counter.result
+    return found
+
+
+def counters_by(found: Mapping[str, int], prefix: str) -> dict[str, int]:
+    """Counters whose names begin alike, by the rest of their names."""
+    return {name[len(prefix) :]: number for name, number in sorted(found.items()) if name.startswith(prefix)}

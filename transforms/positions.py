@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
@@ -13,7 +16,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from alerts.dead_letters import DeadLetter
+from alerts.container import ContainerError
+from alerts.dead_letters import DeadLetter, are_dead_letters, read_dead_letters
 from alerts.sources import Source
 from transforms.counts import count
 from transforms.crossmatch import MATCHED_ALERTS, count_outcomes, failed_rows, failure
@@ -25,10 +29,34 @@ POSITION_ENDINGS: Final = (".csv", ".csv.gz", ".parquet")
 POSITION_KEYS: Final = {"id": pa.string(), "ra": pa.float64(), "dec": pa.float64()}
 COLUMNS: Final = tuple(POSITION_KEYS)
 _ROWS: Final = 100_000
+_HEAD_BYTES: Final = 512
+# First line of the payload of a position's dead letter.
+_HEAD_LINE: Final = b'"id","ra","dec"\n'
 
 
 class PositionsError(ValueError):
     """A table of positions cannot be used; the message says what it lacks."""
+
+
+def are_positions(text: str) -> bool:
+    """Say whether an input is a table of positions: by its name, or as dead letters of such a table."""
+    if text.endswith(POSITION_ENDINGS):
+        return True
+    path = Path(text)
+    files = sorted(path.glob("*.avro")) if path.is_dir() else [path]
+    return any(_are_dead_positions(file) for file in files[:1])
+
+
+def _are_dead_positions(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        if not are_dead_letters(file.read(_HEAD_BYTES)):
+            return False
+    try:
+        return any(letter.payload.startswith(_HEAD_LINE) for letter in islice(read_dead_letters(path), 1))
+    except ContainerError:
+        return False
 
 
 def check_positions(path: str) -> None:
@@ -64,6 +92,9 @@ def read_positions(path: str) -> Iterator[pa.Table | DeadLetter]:
 
 
 def _read(path: str, letters: list[DeadLetter], schema_only: bool = False) -> Iterator[pa.Table]:
+    if path.endswith(".avro"):
+        yield from _read_dead(path, letters)
+        return
     if path.endswith(".parquet"):
         file = pq.ParquetFile(path)
         if schema_only:
@@ -90,6 +121,18 @@ def _read(path: str, letters: list[DeadLetter], schema_only: bool = False) -> It
             return
         for batch in reader:
             yield pa.Table.from_batches([batch])
+
+
+def _read_dead(path: str, letters: list[DeadLetter]) -> Iterator[pa.Table]:
+    """Positions out of dead letters; a letter that holds none stays one."""
+    held = read_dead_letters(Path(path))
+    convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()), null_values=[])
+    empty = pa.schema(dict.fromkeys(COLUMNS, pa.string())).empty_table()
+    while portion := list(islice(held, _ROWS)):
+        rows = [letter.payload.removeprefix(_HEAD_LINE) for letter in portion if letter.payload.startswith(_HEAD_LINE)]
+        letters += [letter for letter in portion if not letter.payload.startswith(_HEAD_LINE)]
+        text = io.BytesIO(b"".join(chain([_HEAD_LINE], rows)))
+        yield pa.csv.read_csv(text, convert_options=convert).select(COLUMNS) if rows else empty
 
 
 def _degrees(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -132,7 +175,7 @@ class _CrossmatchPositions(beam.DoFn):
         self._matchers = matchers
 
     def process(self, source: Source) -> Iterator[Any]:
-        for rows in read_positions(source.location):
+        for rows in chain.from_iterable(map(read_positions, source.paths)):
             if isinstance(rows, DeadLetter):
                 yield dead_letter(source.name, rows)
                 continue

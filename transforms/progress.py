@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +16,12 @@ _SECONDS_BETWEEN: Final = 0.3
 
 @dataclass(frozen=True)
 class Progress:
-    """Totals over all workers: compressed bytes read, alerts decoded, dead letters."""
+    """Totals over all workers: compressed bytes read, alerts decoded, dead letters, objects with their features."""
 
     bytes: int = 0
     alerts: int = 0
     dead_letters: int = 0
+    objects: int = 0
 
 
 class ProgressNote:
@@ -34,7 +35,7 @@ class ProgressNote:
 
     def __init__(self, folder: str) -> None:
         self._path = Path(folder, f"{os.getpid()}-{uuid.uuid4().hex}.json") if folder else None
-        self._numbers = {"bytes": 0, "alerts": 0, "dead_letters": 0}
+        self._numbers = asdict(Progress())
         self._written = 0.0
 
     def add(self, **numbers: int) -> None:
@@ -57,7 +58,7 @@ class ProgressNote:
 
 def read_progress(folder: str) -> Progress:
     """Sum the notes of all workers."""
-    numbers = {"bytes": 0, "alerts": 0, "dead_letters": 0}
+    numbers = asdict(Progress())
     for path in Path(folder).glob("*.json"):
         try:
             note = json.loads(path.read_text())

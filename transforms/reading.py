@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import apache_beam as beam
@@ -44,9 +45,9 @@ class ReadAlerts(beam.PTransform):
 
     def expand(self, sources: beam.PCollection) -> Any:
         """Apply to a PCollection of :class:`~alerts.sources.Source`."""
-        read = sources | "Read and decode" >> beam.ParDo(_Read(self.limits, self.progress_folder)).with_outputs(
-            DEAD_LETTERS, main=BATCHES
-        )
+        read = sources | "Read and decode" >> beam.ParDo(
+            ReadSources(partial(read_source, limits=self.limits), self.progress_folder)
+        ).with_outputs(DEAD_LETTERS, main=BATCHES)
         batches = (
             read[BATCHES]
             | "Keep wanted programmes" >> beam.FlatMap(keep_programs, self.programs)
@@ -55,25 +56,37 @@ class ReadAlerts(beam.PTransform):
         return {BATCHES: batches, DEAD_LETTERS: read[DEAD_LETTERS]}
 
 
-class _Read(beam.DoFn):
-    def __init__(self, limits: Limits, progress_folder: str) -> None:
-        self._limits, self._progress_folder = limits, progress_folder
+class ReadSources(beam.DoFn):
+    """Read sources into batches, and tag what could not be read as dead letters.
+
+    Parameters
+    ----------
+    read : callable
+        From a source and a function that is told bytes to batches, dead letters and empty containers.
+    progress_folder : str
+        Where to note how far it is; nowhere if empty.
+    """
+
+    def __init__(self, read: Callable[..., Iterator[Any]], progress_folder: str) -> None:
+        self._read, self._progress_folder = read, progress_folder
 
     def setup(self) -> None:
+        """Begin the note of this worker."""
         self._note = ProgressNote(self._progress_folder)
 
     def process(self, source: Source) -> Iterator[Any]:
-        for item in read_source(source, self._limits, lambda size: self._note.add(bytes=size)):
+        """Read one source."""
+        for item in self._read(source, progress=lambda size: self._note.add(bytes=size)):
             match item:
-                case AlertBatch():
-                    count("read", len(item))
-                    self._note.add(alerts=len(item))
-                    yield item
                 case DeadLetter():
                     self._note.add(dead_letters=1)
                     yield dead_letter(source.name, item)
                 case EmptyContainer():
                     count("empty")
+                case _:
+                    count("read", len(item))
+                    self._note.add(alerts=len(item))
+                    yield item
         self._note.save()
 
 

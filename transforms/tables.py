@@ -101,8 +101,7 @@ def database_rows(alerts: MatchedAlerts) -> tuple[dict[str, pa.Table], dict[str,
     xmatch: list[pa.Table] = []
     for match, found in zip(alerts.matches, matched, strict=True):
         columns = match.columns.take(pa.array(found))
-        if ALLWISE_COLUMNS.keys() >= set(columns.column_names) >= _ALLWISE_REQUIRED:
-            sources = columns.rename_columns([ALLWISE_COLUMNS[name] for name in columns.column_names])
+        if (sources := _allwise_rows(columns)) is not None:
             allwise.append((found, sources))
         xmatch.append(_xmatch_rows(match, found, oid, columns.column(0), batch.candid))
     tables = {"object": object_rows(batch, rows), "xmatch": pa.concat_tables(xmatch)}
@@ -113,10 +112,28 @@ def database_rows(alerts: MatchedAlerts) -> tuple[dict[str, pa.Table], dict[str,
     return tables, origin
 
 
+def _allwise_rows(columns: pa.Table) -> pa.Table | None:
+    """Rows of ``allwise`` from columns with the identifier first, None if they are those of another catalogue.
+
+    The identifier may be another name of the source than the designation.
+    """
+    identifier, *others = columns.column_names
+    if not ALLWISE_COLUMNS.keys() >= {*others, "AllWISE"} >= _ALLWISE_REQUIRED:
+        return None
+    if identifier in ALLWISE_COLUMNS:
+        return columns.rename_columns([ALLWISE_COLUMNS[name] for name in columns.column_names])
+    if "AllWISE" not in others:
+        return None
+    columns = columns.drop_columns("AllWISE")
+    columns = columns.set_column(0, identifier, columns[identifier].cast(pa.string()))
+    return columns.rename_columns(["oid_catalog", *(ALLWISE_COLUMNS[name] for name in columns.column_names[1:])])
+
+
 def _xmatch_rows(
     match: Matches, found: np.ndarray, oid: pa.Array, identifier: pa.ChunkedArray, candid: np.ndarray
 ) -> pa.Table:
-    created = datetime.fromisoformat(match.catalog_created)
+    # A service does not tell when its catalogue was built.
+    created = datetime.fromisoformat(match.catalog_created) if match.catalog_created else None
     return pa.table(
         {
             "oid": oid.take(pa.array(found)),

@@ -1,0 +1,246 @@
+"""Features on their way to a file and to the database, together with the light curves that they are of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alerts.dead_letters import DeadLetter
+from alerts.files import replacing
+from database.client import Database
+from database.upsert import WriteResult
+from lightcurves.batch import LightCurveBatch
+from lightcurves.features.compute import FeatureBatch, compute_features
+from lightcurves.features.curves import Mode
+from lightcurves.summary import WISE
+from transforms.counts import count
+from transforms.dead_letters import DEAD_LETTERS, dead_letter
+from transforms.light_curve_tables import feature_tables, light_curve_tables
+from transforms.light_curves import ALLWISE
+from transforms.progress import ProgressNote
+from transforms.tables import SEPARATION
+
+CROSSMATCH_COLUMNS: Final = ("oid", *WISE)
+_MAYBE: Final = (SEPARATION, "candid", "jd")
+_MATCHED: Final = "matched"
+_ROWS_AT_ONCE: Final = 256
+_ROWS_PER_GROUP: Final = 16_384
+
+
+class FeaturedLightCurves(NamedTuple):
+    """Light curves, and the features of those among them that have enough points."""
+
+    light_curves: LightCurveBatch
+    features: FeatureBatch
+
+
+class ComputeFeatures(beam.PTransform):
+    """Compute the features of light curves, and keep both.
+
+    Parameters
+    ----------
+    mode : Mode
+    forced : bool
+        Whether forced photometry counts.
+    all_objects : bool
+        Whether objects with too few points get a row of nulls.
+    version : str, optional
+    progress_folder : str
+        Where to note how far it is; nowhere if empty.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        *,
+        forced: bool = False,
+        all_objects: bool = False,
+        version: str | None = None,
+        progress_folder: str = "",
+    ) -> None:
+        super().__init__()
+        self._options = {"mode": mode, "forced": forced, "keep_incomplete": all_objects, "version": version}
+        self._progress_folder = progress_folder
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        """Apply to a PCollection of LightCurveBatch; gives a :class:`FeaturedLightCurves` each."""
+        return batches | beam.ParDo(_Compute(self._options, self._progress_folder))
+
+
+class _Compute(beam.DoFn):
+    def __init__(self, options: dict[str, Any], progress_folder: str) -> None:
+        self._options, self._progress_folder = options, progress_folder
+
+    def setup(self) -> None:
+        self._note = ProgressNote(self._progress_folder)
+
+    def process(self, batch: LightCurveBatch) -> Iterator[FeaturedLightCurves]:
+        features = compute_features(batch, **self._options)
+        count("featured", len(features))
+        self._note.add(objects=len(batch))
+        yield FeaturedLightCurves(batch, features)
+
+    def finish_bundle(self) -> None:
+        self._note.save()
+
+
+def feature_part(element: FeaturedLightCurves) -> tuple[str, pa.Table]:
+    """Name of a part, by its first object, and its rows: what :class:`~transforms.writing.WriteRows` takes."""
+    table = element.features.table
+    first = table["oid"][0].as_py() if table.num_rows else ""
+    return hashlib.sha256(first.encode()).hexdigest()[:16], table
+
+
+def merge_sorted(folder: Path, output: Path, schema: pa.Schema) -> int:
+    """Merge parts, each sorted by ``oid``, into one Parquet file sorted by it; give the number of rows.
+
+    Memory holds some hundred rows of each part. No object may stand in two parts.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the parts ``*.parquet``.
+    output : Path
+        Appears when it is complete.
+    schema : pyarrow.Schema
+    """
+    parts = [_Part(path) for path in sorted(folder.glob("*.parquet"))]
+    rows = 0
+    with replacing(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        waiting: list[pa.Table] = []
+        while live := [part for part in parts if part.head is not None]:
+            # Up to here no part has anything that is not in its head.
+            last = min(part.last for part in live)
+            waiting.append(pa.concat_tables([part.take(last) for part in live]).sort_by("oid"))
+            if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
+                rows += _write_group(writer, waiting, schema)
+        rows += _write_group(writer, waiting, schema)
+    return rows
+
+
+class _Part:
+    """A part that is read from its beginning; `head` is what was read and not yet taken, None at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._batches = pq.ParquetFile(path, buffer_size=1 << 16).iter_batches(_ROWS_AT_ONCE)
+        self.head: pa.Table | None = None
+        self._refill()
+
+    @property
+    def last(self) -> str:
+        assert self.head is not None
+        return self.head["oid"][-1].as_py()
+
+    def take(self, last: str) -> pa.Table:
+        assert self.head is not None
+        taken = self.head.slice(0, pc.sum(pc.less_equal(self.head["oid"], last)).as_py())
+        self.head = self.head.slice(len(taken))
+        if not len(self.head):
+            self._refill()
+        return taken
+
+    def _refill(self) -> None:
+        batch = next(self._batches, None)
+        self.head = pa.Table.from_batches([batch]) if batch is not None else None
+
+
+def _write_group(writer: pq.ParquetWriter, waiting: list[pa.Table], schema: pa.Schema) -> int:
+    if not waiting:
+        return 0
+    table = pa.concat_tables(waiting).cast(schema)
+    waiting.clear()
+    writer.write_table(table)
+    return len(table)
+
+
+class WriteFeatureTables(beam.PTransform):
+    """Store light curves and features in PostgreSQL, the tables of each batch in one transaction.
+
+    Gives the PCollection ``dead_letters``: rows that the database refused, as JSON.
+
+    Parameters
+    ----------
+    database : Database
+    step_id : str
+        Row of table ``step``, which must be there.
+    unit : str
+        Unit of work that names the dead letters.
+    """
+
+    def __init__(self, database: Database, step_id: str, unit: str) -> None:
+        super().__init__()
+        self._database, self._step_id, self._unit = database, step_id, unit
+
+    def expand(self, featured: beam.PCollection) -> Any:
+        """Apply to a PCollection of FeaturedLightCurves."""
+        writing = _WriteTables(self._database, self._step_id, self._unit)
+        return featured | beam.ParDo(writing).with_outputs(DEAD_LETTERS, main="done")
+
+
+class _WriteTables(beam.DoFn):
+    def __init__(self, database: Database, step_id: str, unit: str) -> None:
+        self._database, self._step_id, self._unit = database, step_id, unit
+
+    def process(self, element: FeaturedLightCurves) -> Iterator[Any]:
+        if not len(element.light_curves):
+            return
+        tables = light_curve_tables(element.light_curves, self._step_id)
+        tables |= feature_tables(element.features, element.light_curves, self._step_id, self._step_id)
+        result = self._database.write(tables)
+        for name, counts in result.counts.items():
+            count(f"rows:{name}", counts.written)
+        for letter in _letters(result, tables, self._unit):
+            yield dead_letter(self._unit, letter)
+
+    def teardown(self) -> None:
+        self._database.close()
+
+
+def _letters(result: WriteResult, tables: dict[str, pa.Table], unit: str) -> Iterator[DeadLetter]:
+    for refused in result.refused:
+        row = tables[refused.table].slice(refused.index, 1).to_pylist()[0]
+        payload = json.dumps({refused.table: row}, default=str).encode()
+        key = " ".join(map(str, refused.key))
+        yield DeadLetter("write", f"table {refused.table}: {refused.reason}", unit, key, payload)
+
+
+class CrossmatchFileError(ValueError):
+    """A file of crossmatches cannot be used; the message says what it lacks."""
+
+
+def check_crossmatches(path: Path) -> None:
+    """Look at the columns of a file of crossmatches.
+
+    Raises
+    ------
+    CrossmatchFileError
+        If it is no Parquet file or lacks a column.
+    """
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise CrossmatchFileError(f"{path}: cannot be read as a Parquet file ({str(error)[:100]})") from error
+    missing = [name for name in CROSSMATCH_COLUMNS if name not in names]
+    if missing:
+        raise CrossmatchFileError(
+            f"{path}: no column {', '.join(missing)}; wanted is the crossmatches.parquet of a run with AllWISE"
+        )
+
+
+@lru_cache(maxsize=1)
+def read_crossmatches(path: Path) -> pa.Table:
+    """AllWISE matches of a run's ``crossmatches.parquet`` as :func:`lightcurves.assembly.assemble` takes them."""
+    names = set(pq.read_schema(path).names)
+    chosen = {"status": _MATCHED, "catalog": ALLWISE}
+    filters = [(name, "==", value) for name, value in chosen.items() if name in names]
+    columns = [*CROSSMATCH_COLUMNS, *(name for name in _MAYBE if name in names)]
+    return pq.read_table(path, columns=columns, filters=filters or None)
