@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import signal
@@ -11,22 +12,35 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
-from pipelines import __version__, other_commands, xmatch_command
+from pipelines import __version__
 from pipelines.usage import STOPPED, WRONG_USAGE, StoppedError, UsageError
 
+# Module of each command, imported when it is needed: all of them together take seconds.
+_COMMANDS: Final = {
+    "xmatch": "xmatch_command",
+    "features": "features_command",
+    "classify": "classify_command",
+    "show": "show_command",
+    "model": "model_commands",
+    "catalog": "catalog_commands",
+    "sample": "other_commands",
+    "sql": "other_commands",
+}
 
-def parser() -> argparse.ArgumentParser:
-    """Parser of the whole command line."""
+
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Parser of the whole command line, or of one command only."""
     top = argparse.ArgumentParser(
         prog="alertbeam",
-        description="Reprocess the alert archive of the Zwicky Transient Facility: crossmatch, enrich, store.",
+        description="Reprocess the alert archive of the Zwicky Transient Facility: crossmatch, features, classes.",
         epilog="'alertbeam COMMAND --help' explains a command.",
     )
     top.add_argument("--version", action="version", version=f"alertbeam {__version__}")
     commands = top.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
-    xmatch_command.add_parser(commands)
-    other_commands.add_parsers(commands)
+    for module in dict.fromkeys([_COMMANDS[command]] if command else _COMMANDS.values()):
+        importlib.import_module(f"pipelines.{module}").add_parser(commands)
     return top
 
 
@@ -35,14 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     # What a transform raises is told once, below.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    top = parser()
-    options, rest = top.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    top = parser(words[0] if words and words[0] in _COMMANDS else None)
+    options, rest = top.parse_known_args(words)
     if rest and not getattr(options, "takes_beam_options", False):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     signals: list[int] = []
     try:
         with _ended_by_signals(signals):
-            return options.command(options, rest, os.environ)
+            status = options.command(options, rest, os.environ)
     except UsageError as error:
         print(f"alertbeam {options.command_name}: {error}", file=sys.stderr)
         return WRONG_USAGE
@@ -51,12 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STOPPED
     except (Exception, KeyboardInterrupt):
         if signals:
-            print("\nalertbeam: interrupted; start the same command again to go on", file=sys.stderr)
-            return 128 + signals[0]
+            return _interrupted(signals[0])
         # Python's own status for this is 1, which says that the work was done.
         traceback.print_exc()
         print(f"alertbeam {options.command_name}: stopped by the error above, which should not be", file=sys.stderr)
         return STOPPED
+    # An interrupt that is raised inside of a finalizer is swallowed there.
+    return _interrupted(signals[0]) if signals else status
+
+
+def _interrupted(number: int) -> int:
+    print("\nalertbeam: interrupted; start the same command again to go on", file=sys.stderr)
+    return 128 + number
 
 
 @contextmanager

@@ -42,16 +42,18 @@ def _show_bar(folder: str, total_bytes: int, stop: threading.Event) -> None:
     columns = (
         BarColumn(bar_width=20),
         TaskProgressColumn(),
-        TextColumn("{task.fields[alerts]:,} alerts, {task.fields[rate]:,.0f}/s, {task.fields[dead]:,} dead, left"),
+        TextColumn("{task.fields[alerts]:,} alerts, {task.fields[rate]:,.0f}/s, {task.fields[dead]:,} dead"),
+        TextColumn("{task.fields[objects]}, left"),
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("crossmatch", total=total_bytes or None, alerts=0, rate=0.0, dead=0)
+        task = bar.add_task("crossmatch", total=total_bytes or None, alerts=0, rate=0.0, dead=0, objects="")
         started = time.monotonic()
         while not stop.wait(0.25):
             now = read_progress(folder)
             rate = now.alerts / (time.monotonic() - started)
-            bar.update(task, completed=now.bytes, alerts=now.alerts, rate=rate, dead=now.dead_letters)
+            objects = f", features of {now.objects:,} objects" if now.objects else ""
+            bar.update(task, completed=now.bytes, alerts=now.alerts, rate=rate, dead=now.dead_letters, objects=objects)
 
 
 def _show_lines(folder: str, total_bytes: int, stop: threading.Event) -> None:
@@ -62,7 +64,8 @@ def _show_lines(folder: str, total_bytes: int, stop: threading.Event) -> None:
         share = f" ({100 * now.bytes / total_bytes:.0f} %)" if total_bytes else ""
         print(
             f"{seconds:.0f} s: {now.bytes / 1e6:,.0f} MB read{share}, {now.alerts:,} alerts "
-            f"({now.alerts / seconds:,.0f}/s), {now.dead_letters:,} dead letters",
+            f"({now.alerts / seconds:,.0f}/s), {now.dead_letters:,} dead letters"
+            + (f", features of {now.objects:,} objects" if now.objects else ""),
             file=sys.stderr,
             flush=True,
         )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from database.settings import database_url
 from pipelines import __version__
 from pipelines.usage import UsageError
-from xmatch.settings import CatalogSetting, parse_catalog_setting
+from xmatch.settings import CatalogSetting, parse_catalog_setting, parse_switch
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,33 @@ class Environment:
         Of ``CATALOG``; empty if it is not set.
     step : StepMetadata
         ``STEP_ID``, ``STEP_NAME``, ``STEP_VERSION``, ``STEP_COMMENTS``.
+    use_xwave : bool or None
+        ``USE_XWAVE``; None if it is blank.
+    retries : int or None
+        ``RETRIES`` of a catalogue service; None if it is blank.
+    retry_interval_s : float or None
+        ``RETRY_INTERVAL``, seconds; None if it is blank.
+    feature_version : str
+        ``FEATURE_VERSION`` of the features that are classified.
     """
 
     database: str | None
     catalogs: tuple[CatalogSetting, ...]
     step: StepMetadata
+    use_xwave: bool | None = None
+    retries: int | None = None
+    retry_interval_s: float | None = None
+    feature_version: str = "dev"
 
 
-def read_environment(variables: Mapping[str, str]) -> Environment:
+def read_environment(variables: Mapping[str, str], step: str = "xmatch") -> Environment:
     """Read the variables.
+
+    Parameters
+    ----------
+    variables : mapping of str to str
+    step : str
+        What ``STEP_ID`` and ``STEP_NAME`` are if they are not set.
 
     Raises
     ------
@@ -49,20 +71,37 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
         If one of them cannot be understood; the message names it.
     """
     try:
-        return _read(variables)
+        return _read(variables, step)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _read(variables: Mapping[str, str]) -> Environment:
+def _read(variables: Mapping[str, str], step: str) -> Environment:
     catalog = variables.get("CATALOG", "").strip()
     return Environment(
         database=database_url(variables),
         catalogs=tuple(parse_catalog_setting(catalog)) if catalog else (),
         step=StepMetadata(
-            step_id=variables.get("STEP_ID") or "xmatch",
-            name=variables.get("STEP_NAME") or "xmatch",
+            step_id=variables.get("STEP_ID") or step,
+            name=variables.get("STEP_NAME") or step,
             version=variables.get("STEP_VERSION") or __version__,
             comments=variables.get("STEP_COMMENTS", ""),
         ),
+        use_xwave=parse_switch("USE_XWAVE", variables.get("USE_XWAVE", "")),
+        retries=_number(variables, "RETRIES", int),
+        retry_interval_s=_number(variables, "RETRY_INTERVAL", float),
+        feature_version=variables.get("FEATURE_VERSION") or "dev",
     )
+
+
+def _number(variables: Mapping[str, str], name: str, kind: Callable[[str], Number]) -> Number | None:
+    text = variables.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        number = kind(text)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a number, not {text!r}") from error
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must not be negative, as {text} is")
+    return number

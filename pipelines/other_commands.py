@@ -1,4 +1,4 @@
-"""``alertbeam sample``, ``alertbeam catalog`` and ``alertbeam sql``."""
+"""``alertbeam sample`` and ``alertbeam sql``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ from pipelines.display import print_rows
 from pipelines.environment import read_environment
 from pipelines.usage import DONE, StoppedError, UsageError
 from simulation import simulate_sample
-from xmatch.catalog import build_catalog, open_catalog
-from xmatch.layout import CatalogError
 
 
-def add_parsers(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the commands' options."""
     sample = commands.add_parser(
         "sample",
@@ -42,23 +40,6 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     )
     sample.add_argument("--no-cutouts", action="store_true", help="smaller packets, without image stamps")
     sample.set_defaults(command=run_sample)
-
-    catalog = commands.add_parser("catalog", help="build a catalogue folder, or look at one")
-    actions = catalog.add_subparsers(dest="action", required=True, metavar="ACTION")
-    build = actions.add_parser("build", help="build a catalogue folder from CSV or Parquet files")
-    build.add_argument("name", help="e.g. allwise")
-    build.add_argument("inputs", nargs="+", metavar="INPUT", help="CSV (also .gz) or Parquet, files or folders")
-    build.add_argument("--output", required=True, metavar="DIR")
-    build.add_argument("--version", default="", help="version of the catalogue, written beside every match")
-    build.add_argument("--ra", metavar="COLUMN", help="right ascension in degrees (default: guessed)")
-    build.add_argument("--dec", metavar="COLUMN", help="declination in degrees (default: guessed)")
-    build.add_argument("--id", metavar="COLUMN", help="identifier (default: guessed)")
-    build.add_argument("--columns", metavar="A,B,C", help="columns to keep (default: AllWISE's 17, or all)")
-    build.set_defaults(command=run_catalog_build)
-    info = actions.add_parser("info", help="describe a catalogue folder")
-    info.add_argument("folder", metavar="DIR")
-    info.add_argument("--verify", action="store_true", help="compare the checksum of every file (reads all of it)")
-    info.set_defaults(command=run_catalog_info)
 
     sql = commands.add_parser(
         "sql",
@@ -104,42 +85,6 @@ def run_sample(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, s
     night = summary.night
     print(f"{night.archive}: {night.alerts:,} alerts of {night.objects:,} objects, {night.archive_bytes / 1e6:,.1f} MB")
     print(f"{summary.catalog.path}: {summary.catalog.sources:,} sources; {night.truth}: the true matches")
-    return DONE
-
-
-def run_catalog_build(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, str]) -> int:
-    """Build a catalogue."""
-    columns = options.columns.split(",") if options.columns else None
-    try:
-        catalog = build_catalog(
-            options.inputs,
-            options.output,
-            name=options.name,
-            version=options.version,
-            ra=options.ra,
-            dec=options.dec,
-            identifier=options.id,
-            columns=columns,
-        )
-    except (CatalogError, ValueError) as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        raise StoppedError(str(error)) from error
-    refused = ", ".join(f"{count:,} {what}" for what, count in catalog.manifest.get("refused", {}).items() if count)
-    print(f"{catalog.path}: {catalog.name}, {catalog.rows:,} sources" + (f" (left out: {refused})" if refused else ""))
-    return DONE
-
-
-def run_catalog_info(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, str]) -> int:
-    """Describe a catalogue."""
-    try:
-        catalog = open_catalog(options.folder)
-        if options.verify:
-            catalog.verify()
-    except CatalogError as error:
-        raise UsageError(str(error)) from error
-    print(f"{catalog.name} {catalog.version}".strip() + f": {catalog.rows:,} sources, built {catalog.created}")
-    print_rows(("column", "type", "unit"), [(c.name, c.type, c.unit) for c in catalog.fields])
     return DONE
 
 

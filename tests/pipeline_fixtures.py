@@ -18,7 +18,7 @@ import pytest
 
 from alerts.dead_letters import DeadLetter, read_dead_letters
 from database.client import Database
-from pipelines import xmatch_command
+from pipelines import running
 from pipelines.cli import main
 from simulation import simulate_sample
 from xmatch.catalog import build_catalog
@@ -28,6 +28,7 @@ Packet = tuple[dict[str, Any], dict[str, Any]]
 VARIABLES = (
     *("DB_ENGINE", "ENGINE", "DB_HOST", "DB_USER", "DB_PASSWORD", "DB_PORT", "DB_NAME"),
     *("CATALOG", "STEP_ID", "STEP_NAME", "STEP_VERSION", "STEP_COMMENTS"),
+    *("USE_XWAVE", "RETRIES", "RETRY_INTERVAL"),
 )
 
 
@@ -86,7 +87,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give a failing database up at once."""
     from database_fixtures import IMPATIENT
 
-    monkeypatch.setattr(xmatch_command, "Database", lambda url: Database(url, IMPATIENT))
+    monkeypatch.setattr(running, "Database", lambda url: Database(url, IMPATIENT))
 
 
 def packets_of(archive: Path) -> Iterator[Packet]:
