@@ -8,13 +8,18 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import archive, decode, match, upsert
+from benchmarks import archive, catalog, decode, features, features_parity, forest, match, serve, upsert
 
 BENCHMARKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "decode": decode.run,
     "archive": archive.run,
     "upsert": upsert.run,
+    "catalog": catalog.run,
     "match": match.run,
+    "serve": serve.run,
+    "forest": forest.run,
+    "features": features.run,
+    "features-parity": features_parity.run,
 }
 
 
@@ -35,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _readable(line: dict[str, Any]) -> str:
+    if "summary" in line:
+        return str(line["summary"])
     what = "peer" if line.get("peer") else f"{line['ratio']:.2f} x the best peer"
     return f"{line['name']:<24}{line['rate']:>14,.0f} {line['unit']:<14}{what}"
 
