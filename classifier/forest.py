@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from classifier.traverse import LANES, NARROW, WIDE, add_row, add_rows
+from classifier.traverse import LANES, LEAF_BITS, NAN_BITS, NARROW, WIDE, add_row, add_rows, leaf_numbers
 
 
 class ForestError(Exception):
@@ -26,8 +26,6 @@ class Forest:
         Where each tree begins, and the end.
     bits : int
         Bits of a node's word that hold the feature.
-    leaves : int32, shape (nodes,)
-        Row of `values` of each leaf; -1 of other nodes.
     values : float64, shape (distinct leaves, classes)
         Class frequencies; each row sums to 1.
     features : int
@@ -37,7 +35,6 @@ class Forest:
     nodes: NDArray
     roots: NDArray[np.int64]
     bits: int
-    leaves: NDArray[np.int32]
     values: NDArray[np.float64]
     features: int
 
@@ -74,7 +71,7 @@ class Forest:
         if table.ndim != 2 or table.shape[1] != self.features:
             raise ValueError(f"the forest needs rows of {self.features} features, not an array of shape {table.shape}")
         result = np.zeros((len(table), self.classes))
-        arrays = (self.nodes, self.roots, self.bits, self.leaves, self.values)
+        arrays = (self.nodes, self.nodes.view(np.uint32), self.roots, self.bits, self.values)
         together = len(table) - len(table) % LANES
         add_rows(*arrays, table[:together], result[:together])
         for row in range(together, len(table)):
@@ -129,13 +126,22 @@ def build_forest(trees: list[TreeArrays], features: int) -> Forest:
     if len({value.shape[1] for value in values}) > 1:
         raise ForestError("the trees have different numbers of classes")
     distinct, number_of = _distinct_rows(np.concatenate(values))
-    leaves = np.full(sum(len(tree.words) for tree in laid), -1, np.int32)
-    leaves[np.concatenate([tree.is_leaf for tree in laid])] = number_of
-    nodes = np.zeros(len(leaves), WIDE if any(tree.words.max() >= 1 << 32 for tree in laid) else NARROW)
-    nodes["threshold"] = np.concatenate([tree.thresholds for tree in laid])
-    nodes["word"] = np.concatenate([tree.words for tree in laid])
+    words, thresholds, is_leaf = (
+        np.concatenate([getattr(tree, name) for tree in laid]) for name in ("words", "thresholds", "is_leaf")
+    )
+    numbers = np.zeros(len(words), np.uint32)
+    numbers[is_leaf] = number_of
+    wide = words.max() >= 1 << 32 or len(distinct) > 1 << LEAF_BITS
+    nodes = np.zeros(len(words), WIDE if wide else NARROW)
+    nodes["word"] = words
+    if wide:
+        nodes["threshold"], nodes["leaf"] = thresholds, numbers
+    else:
+        bits_of = thresholds.view(np.uint32)
+        bits_of[np.isnan(thresholds)] = NAN_BITS
+        nodes["threshold"] = (bits_of | numbers).view(np.float32)
     roots = np.concatenate([[0], np.cumsum([len(tree.words) for tree in laid])]).astype(np.int64)
-    return Forest(nodes=nodes, roots=roots, bits=bits, leaves=leaves, values=distinct, features=features)
+    return Forest(nodes=nodes, roots=roots, bits=bits, values=distinct, features=features)
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def _lay_out(tree: TreeArrays, features: int, bits: int) -> _LaidOut:
     feature = np.asarray(tree.feature)[split].astype(np.int64)
     if feature.size and (feature.min() < 0 or feature.max() >= features):
         raise ForestError(f"it asks for a feature outside of 0 to {features - 1}")
-    thresholds = np.full(len(old_of_new), np.inf, np.float32)
+    thresholds = np.full(len(old_of_new), np.nan, np.float32)
     thresholds[inner] = _round_down(tree.threshold[split])
     left = np.arange(len(old_of_new), dtype=np.uint64)
     left[inner] = 2 + 2 * np.arange(len(split))
@@ -226,17 +232,15 @@ def check_forest(forest: Forest) -> None:
     ForestError
         If a child, a feature or a leaf is out of range, or a node's child does not come after it.
     """
-    nodes, roots, leaves, values = forest.nodes, forest.roots, forest.leaves, forest.values
-    if nodes.dtype not in (NARROW, WIDE) or roots.dtype != np.int64 or leaves.dtype != np.int32:
+    nodes, roots, values = forest.nodes, forest.roots, forest.values
+    if nodes.dtype not in (NARROW, WIDE) or roots.dtype != np.int64:
         raise ForestError("its arrays have unexpected types")
     if values.dtype != np.float64 or values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ForestError("its leaves hold no class frequencies")
-    if any(array.ndim != 1 for array in (nodes, roots, leaves)) or not 1 <= forest.bits <= 31:
+    if any(array.ndim != 1 for array in (nodes, roots)) or not 1 <= forest.bits <= 31:
         raise ForestError("its arrays have unexpected shapes")
     if len(roots) < 2 or roots[0] != 0 or roots[-1] != len(nodes) or (np.diff(roots) < 1).any():
         raise ForestError("its trees do not lie behind one another")
-    if len(leaves) != len(nodes):
-        raise ForestError("its arrays do not fit together")
     words = nodes["word"].astype(np.uint64)
     left = (words >> np.uint64(forest.bits + 1)).astype(np.int64)
     feature = (words & np.uint64((1 << forest.bits) - 1)).astype(np.int64)
@@ -244,13 +248,10 @@ def check_forest(forest: Forest) -> None:
     number = np.arange(len(nodes)) - np.repeat(roots[:-1], lengths)
     length = np.repeat(lengths, lengths)
     at_end = left == number
-    stays = np.isposinf(nodes["threshold"]) & ((words >> np.uint64(forest.bits)) & np.uint64(1) == 0)
+    stays = np.isnan(nodes["threshold"]) & ((words >> np.uint64(forest.bits)) & np.uint64(1) == 0)
     if not stays[at_end].all() or not ((left > number) & (left + 1 < length))[~at_end].all():
         raise ForestError("its nodes do not form trees")
     if feature.size and feature.max() >= forest.features:
         raise ForestError(f"it asks for a feature outside of 0 to {forest.features - 1}")
-    reached = np.ones(len(nodes), bool)
-    reached[roots[:-1][lengths > 1] + 1] = False
-    ends = leaves[at_end & reached]
-    if ends.size and (ends.min() < 0 or ends.max() >= len(values)):
+    if leaf_numbers(nodes)[at_end].max() >= len(values):
         raise ForestError("a leaf has no class frequencies")

@@ -19,7 +19,7 @@ from classifier.model import Branch, Model, ModelError
 FORMAT: Final = "alertbeam model"
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
-_ARRAYS: Final = ("nodes", "roots", "leaves", "values")
+_ARRAYS: Final = ("nodes", "roots", "values")
 
 
 def write_model(model: Model, folder: str | Path, extra_files: Mapping[str, bytes] | None = None) -> Model:

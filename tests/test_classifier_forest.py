@@ -196,7 +196,7 @@ def test_damaged_arrays_are_refused_or_still_safe_to_traverse(forest, data) -> N
 
 def test_a_sound_forest_passes_the_check(forest) -> None:
     check_forest(forest)
-    with pytest.raises(ForestError, match="do not fit together"):
-        check_forest(replace(forest, leaves=forest.leaves[:-1]))
-    with pytest.raises(ForestError, match="no class frequencies"):
-        check_forest(replace(forest, leaves=np.full_like(forest.leaves, 10_000)))
+    with pytest.raises(ForestError, match="do not lie behind one another"):
+        check_forest(replace(forest, nodes=forest.nodes[:-1]))
+    with pytest.raises(ForestError, match="a leaf has no class frequencies"):
+        check_forest(replace(forest, values=forest.values[:-1]))
