@@ -72,9 +72,10 @@ Look at them:
   .venv/bin/alertbeam sql $run "SELECT oid, oid_catalog, dist FROM xmatch ORDER BY dist LIMIT 10"
 EOF
 if [ -n "$model" ]; then
+    some="$(.venv/bin/python -c "import pandas; print(next(iter(pandas.read_parquet('$run/features.parquet')['oid']), 'OID'))")"
     cat <<EOF
   .venv/bin/python -c "import pandas; print(pandas.read_parquet('$run/probabilities.parquet')[['oid', 'class', 'probability']].head(10))"
-  .venv/bin/alertbeam show OID $run --output light_curve.png
+  .venv/bin/alertbeam show $some $run --output light_curve.png
 EOF
 fi
 exit "$status"
