@@ -16,12 +16,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
-from classifier.card import card_files
 from classifier.fetching import address_of, fetch_model
 from classifier.importing import import_estimator, import_file, import_folder, read_feature_names
 from classifier.model import Model, ModelError
 from classifier.package import read_model, write_model
-from classifier.training import HIERARCHY, Settings, train_model
 from pipelines.display import print_rows
 from pipelines.usage import DONE, StoppedError, UsageError
 
@@ -150,6 +148,10 @@ def run_fetch(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, st
 
 def run_train(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, str]) -> int:
     """Train a model and write it with its card."""
+    # Training brings scikit-learn and matplotlib, which the other actions need not wait for.
+    from classifier.card import card_files
+    from classifier.training import HIERARCHY, Settings, train_model
+
     try:
         features, mode, version = _read_features(Path(options.features))
         labels = _read_labels(Path(options.labels))
@@ -158,7 +160,7 @@ def run_train(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, st
             test_fraction=options.test_fraction,
             seed=options.seed,
             jobs=options.jobs,
-            hierarchy=_read_hierarchy(options.hierarchy),
+            hierarchy=dict(HIERARCHY) if options.hierarchy is None else _read_hierarchy(options.hierarchy),
         )
         if not 0 < options.test_fraction < 1:
             raise ModelError("--test-fraction must lie between 0 and 1")
@@ -270,9 +272,7 @@ def _read_labels(path: Path) -> pd.Series:
     raise ModelError(f"{path} has no column classALeRCE, class or label")
 
 
-def _read_hierarchy(file: str | None) -> Mapping[str, tuple[str, ...]]:
-    if file is None:
-        return dict(HIERARCHY)
+def _read_hierarchy(file: str) -> Mapping[str, tuple[str, ...]]:
     try:
         read = json.loads(Path(file).read_text(encoding="utf-8"))
         return {str(branch): tuple(map(str, classes)) for branch, classes in read.items()}

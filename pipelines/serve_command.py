@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.usage import DONE, StoppedError, UsageError
 from xmatch.layout import CatalogError
-from xmatch.service import serve
 from xmatch.service_layouts import FORMATS
 from xmatch.service_requests import ServiceSettings
 
@@ -106,6 +105,9 @@ def add_action(actions: argparse._SubParsersAction) -> None:
 
 def run_catalog_serve(options: argparse.Namespace, _: Sequence[str], __: Mapping[str, str]) -> int:
     """Serve catalogues until a signal comes."""
+    # FastAPI takes most of a second, which the other actions on catalogues need not wait for.
+    from xmatch.service import serve
+
     if options.workers < 1:
         raise UsageError("--workers must be at least 1")
     if not 0 <= options.port <= 65535:

@@ -181,15 +181,7 @@ class CdsMatcher:
         """Match positions in degrees; a position that got no trustworthy answer has status FAILED and the reason."""
         ra, dec = as_positions(ra, dec)
         found = look_up(ra, dec, self.schema, self.batch_rows, self._state.caller, self._ask)
-        return Matches(
-            catalog=self.name,
-            catalog_version=self.table.name,
-            catalog_created="",
-            status=found.status,
-            separation_arcsec=found.separation_arcsec,
-            columns=found.columns,
-            errors=pa.array(found.errors, pa.string()),
-        )
+        return found.matches(self.name, self.table.name)
 
     @cached_property
     def _state(self) -> _State:

@@ -196,15 +196,7 @@ class CrossWaveMatcher:
         """Match positions in degrees; a position that got no trustworthy answer has status FAILED and the reason."""
         ra, dec = as_positions(ra, dec)
         found = self._look_up(ra, dec)
-        return Matches(
-            catalog=self.name,
-            catalog_version=self.catalog_version,
-            catalog_created="",
-            status=found.status,
-            separation_arcsec=found.separation_arcsec,
-            columns=found.columns,
-            errors=pa.array(found.errors, pa.string()),
-        )
+        return found.matches(self.name, self.catalog_version)
 
     @cached_property
     def _state(self) -> _State:

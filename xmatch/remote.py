@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xmatch.http import HttpCaller, NoAnswerError, RefusedError, ServiceError
-from xmatch.matcher import FAILED, MATCHED, NO_MATCH, Matcher, is_position, position_errors
+from xmatch.matcher import FAILED, MATCHED, NO_MATCH, Matcher, Matches, is_position, position_errors
 from xmatch.sources import ALLWISE_COLUMNS
 
 COLUMN_TYPES: Final = {"double": pa.float64(), "int64": pa.int64(), "string": pa.string()}
@@ -83,6 +83,11 @@ class Found:
             pa.concat_tables([part.columns for part in parts]).combine_chunks(),
             np.concatenate([part.errors for part in parts]),
         )
+
+    def matches(self, catalog: str, version: str) -> Matches:
+        """Answers of a catalogue; a service does not tell when it was built."""
+        errors = pa.array(self.errors, pa.string())
+        return Matches(catalog, version, "", self.status, self.separation_arcsec, self.columns, errors)
 
     def take(self, rows: NDArray[np.int64]) -> Found:
         """Answers in another order."""
