@@ -33,12 +33,14 @@ fi
 status=0
 model="${MODEL_DIR:-}"
 inputs=()
+options=()
 if [ $# -eq 0 ]; then
     model="${model:-classifier/demo_model}"
     inputs=("$sample"/ztf_public_*.tar.gz)
     run="${RUN:-runs/sample}"
+    catalog="$sample/allwise"
     # The sample holds a few broken packets on purpose.
-    "$alertbeam" xmatch "${inputs[@]}" --catalog "$sample/allwise" --output "$run" --max-dead-letters 100
+    options+=(--max-dead-letters 100)
 else
     run="${RUN:-runs/local}"
     if [ -z "${CATALOG_DIR:-}" ]; then
@@ -52,30 +54,22 @@ else
     done
     catalog="${CATALOG_DIR:-$sample/allwise}"
     [ -d "$catalog" ] || catalog="$here/$catalog"
-    "$alertbeam" xmatch "${inputs[@]}" --catalog "$catalog" --output "$run" || status=$?
-    [ "$status" -le 1 ] || exit "$status"
     [ -z "$model" ] || [ -d "$model" ] || model="$here/$model"
 fi
+[ -z "$model" ] || options+=(--model "$model")
 
-if [ -n "$model" ]; then
-    # Packets that cannot be read were told of above.
-    "$alertbeam" features "${inputs[@]}" --crossmatches "$run/crossmatches.parquet" \
-        --output "$run/features.parquet" --max-dead-letters 1000000
-    "$alertbeam" classify "$run/features.parquet" --model "$model" --output "$run/probabilities.parquet"
-fi
+"$alertbeam" backfill "${inputs[@]}" --catalog "$catalog" --output "$run" ${options[@]+"${options[@]}"} || status=$?
+[ "$status" -le 1 ] || exit "$status"
+"$alertbeam" report "$run" --quiet
 
+some="$(.venv/bin/python -c "from run_folder import open_run; print(next(iter(open_run('$run').features(columns=[]).index), 'OID'))")"
 cat <<EOF
 
-Look at them:
-  .venv/bin/python -c "import pandas; print(pandas.read_parquet('$run/crossmatches.parquet').head(10))"
-  .venv/bin/python -c "import fastavro, glob; print(next((a['xmatches'] for f in glob.glob('$run/alerts/*.avro') for a in fastavro.reader(open(f, 'rb')) if a['xmatches']), 'no match'))"
-  .venv/bin/alertbeam sql $run "SELECT oid, oid_catalog, dist FROM xmatch ORDER BY dist LIMIT 10"
-EOF
-if [ -n "$model" ]; then
-    some="$(.venv/bin/python -c "import pandas; print(next(iter(pandas.read_parquet('$run/features.parquet')['oid']), 'OID'))")"
-    cat <<EOF
-  .venv/bin/python -c "import pandas; print(pandas.read_parquet('$run/probabilities.parquet')[['oid', 'class', 'probability']].head(10))"
+Look at it:
+  $run/report.html     in a browser: maps, light curves, classes, dead letters
   .venv/bin/alertbeam show $some $run --output light_curve.png
+  .venv/bin/alertbeam sql $run "SELECT oid, oid_catalog, dist FROM xmatch ORDER BY dist LIMIT 10"
+  .venv/bin/python -c "from run_folder import open_run; print(open_run('$run').light_curve('$some').detections)"
+  .venv/bin/python -c "import pandas; print(pandas.read_parquet('$run/crossmatches.parquet').head(10))"
 EOF
-fi
 exit "$status"

@@ -11,4 +11,5 @@ python=.venv/bin/python
 "$python" -m mypy
 .venv/bin/lint-imports --no-cache > .venv/import-linter.log || { cat .venv/import-linter.log; exit 1; }
 bash -n run_local.sh scripts/environment.sh
-exec "$python" -m pytest "$@"
+# Two processes: the tests wait for servers, workers and kills. --dist loadfile keeps the fixtures of a file together.
+exec "$python" -m pytest -n 2 --dist loadfile "$@"

@@ -10,8 +10,11 @@ ROOMS = [
     "lightcurves",
     "lightcurves.features",
     "pipelines",
+    "report",
+    "run_folder",
     "schemas",
     "simulation",
+    "storage",
     "transforms",
     "xmatch",
 ]
@@ -25,6 +28,7 @@ DEPENDENCIES = [
     "fastavro[zstandard]>=1.9,<2",
     "imbalanced-learn>=0.13,<0.15",
     "isal>=1.6,<2",
+    "jinja2>=3.1,<4",
     "joblib>=1.3,<2",
     "matplotlib>=3.9,<4",
     "numba>=0.61,<0.69",
@@ -47,6 +51,7 @@ DEPENDENCIES = [
     "zlib-ng>=0.5,<2",
 ]
 TEST_DEPENDENCIES = [
+    "duckdb>=1.1,<3",
     "fastavro[snappy]",
     "httpx>=0.27,<1",
     "hypothesis>=6.100,<7",
@@ -55,6 +60,7 @@ TEST_DEPENDENCIES = [
     "mypy>=1.11,<3",
     "pandas-stubs",
     "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",
     "ruff>=0.6,<0.18",
     "types-psycopg2",
     "types-requests",
@@ -70,7 +76,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=ROOMS,
-    package_data={"schemas": ["*.avsc"], "classifier": ["demo_model/*"]},
+    package_data={
+        "schemas": ["*.avsc"],
+        "classifier": ["demo_model/*"],
+        "report": ["*.html", "*.css", "*.js"],
+    },
     install_requires=DEPENDENCIES,
     extras_require={"test": TEST_DEPENDENCIES, "peers": PEERS},
     entry_points={"console_scripts": ["alertbeam=pipelines.cli:main"]},

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, Final
 import fastavro
 
 from alerts.container import MAGIC, ContainerError, sync_marker
-from alerts.files import readable, replacing
 from schemas import load_schema
+from storage.files import readable, replacing
 
 _SCHEMA_NAMES: Final = (b'"dead_letter"', b'"alertbeam"')
 _HEAD_BYTES: Final = 512

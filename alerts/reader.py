@@ -31,10 +31,10 @@ from alerts.container import (
     what_instead,
 )
 from alerts.dead_letters import DeadLetter, are_dead_letters, read_dead_letters
-from alerts.files import readable
 from alerts.gunzip import DAMAGE, FastGunzip, Gunzip
 from alerts.layout import SchemaError
 from alerts.sources import Source, is_url, open_source
+from storage.files import readable
 
 # What is wrong with the bytes of a compressed file; any other OSError is that they cannot be had.
 # Bytes asked for at a time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Source:
         Bytes, 0 where unknown.
     first : int
         Number of the first file, for loose files of a folder that is cut into several units.
+    validator : str
+        What a server says that tells one content of a URL from another (``ETag`` or ``Last-Modified``), if asked.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Source:
     paths: tuple[str, ...]
     size: int = 0
     first: int = 0
+    validator: str = ""
 
     @property
     def loose(self) -> bool:
@@ -89,11 +93,11 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
         if path.name.endswith(FILE_ENDINGS) and size <= LOOSE_BYTES:
             loose.setdefault((str(folder), whole), {})[str(path)] = size
         else:
-            archives.setdefault(str(path), Source(_stable_name(str(path)), str(path), (str(path),), size))
+            archives.setdefault(str(path), Source(stable_name(str(path)), str(path), (str(path),), size))
 
     for text in inputs:
         if is_url(text):
-            archives.setdefault(text, Source(_stable_name(text), text, (text,)))
+            archives.setdefault(text, Source(stable_name(text), text, (text,)))
             continue
         found = [text] if os.path.exists(text) else sorted(filter(os.path.exists, glob.glob(text, recursive=True)))
         if not found:
@@ -123,13 +127,13 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _loose_sources(folder: str, whole: bool, sizes: dict[str, int]) -> Iterator[Source]:
     paths = sorted(sizes)
-    name = _stable_name(folder if whole else "\0".join((folder, *paths)), folder)
+    name = stable_name(folder if whole else "\0".join((folder, *paths)), folder)
     for first in range(0, len(paths), LOOSE_FILES_PER_SOURCE):
         some = tuple(paths[first : first + LOOSE_FILES_PER_SOURCE])
         yield Source(f"{name}-{first:08d}", folder, some, sum(sizes[path] for path in some), first)
 
 
-def _stable_name(identity: str, location: str | None = None) -> str:
+def stable_name(identity: str, location: str | None = None) -> str:
     """Name for files: the readable end of a location, and a digest of what the unit is."""
     base = (location or identity).rstrip("/").rpartition("/")[2].partition("?")[0]
     for ending in (*ARCHIVE_ENDINGS, *FILE_ENDINGS):
@@ -144,6 +148,11 @@ def open_source(location: str, retries: int = 5) -> BinaryIO:
     if is_url(location):
         return HttpStream(location, retries)  # type: ignore[return-value]
     return open(location, "rb", buffering=0)
+
+
+def back_off_s(failures: int) -> float:
+    """Seconds to wait after failures in a row: doubling, in part random so that workers do not return as one."""
+    return min(30.0, 0.2 * 2**failures) * random.uniform(0.5, 1.0)
 
 
 class _FileChanged(OSError):
@@ -198,7 +207,7 @@ class HttpStream:
                 )
                 if final or breaks > self.retries:
                     raise OSError(f"{self.url}: {error}") from error
-                time.sleep(min(30.0, 0.2 * 2**breaks))
+                time.sleep(back_off_s(breaks))
 
     def readinto(self, buffer: memoryview) -> int:
         """Read into memory; give the number of bytes."""

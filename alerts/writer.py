@@ -13,7 +13,7 @@ import numpy as np
 
 from alerts.container import compress, header_bytes, sync_marker, write_long
 from alerts.enrich import EnrichedAlerts
-from alerts.files import partial_name
+from storage.files import partial_name
 
 BLOCK_BYTES: Final = 4 << 20
 # The system is asked to bring written data to the disk as it comes, so that closing need not wait for all of it.

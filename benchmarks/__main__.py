@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import archive, catalog, decode, features, features_parity, forest, match, serve, upsert
+from benchmarks import archive, catalog, decode, features, features_parity, forest, match, night, serve, upsert
 
 BENCHMARKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "decode": decode.run,
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "forest": forest.run,
     "features": features.run,
     "features-parity": features_parity.run,
+    "night": night.run,
 }
 
 

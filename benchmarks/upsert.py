@@ -19,24 +19,28 @@ from database.embedded import start_embedded
 __all__ = ["run"]
 
 _BATCH_ROWS = 10_000
+_FEATURES = 178
+_OBJECTS_PER_BATCH = 1000
 _UNIT = "rows/s"
+_KEYS = {"xmatch": ("oid", "catid"), "feature": ("oid", "name", "fid", "version")}
 
 
 def run(rows: int = 200_000) -> Iterator[dict[str, Any]]:
-    """Measure the first insert and the repeated write of crossmatches, batches of 10,000 rows.
+    """Measure the first insert and the repeated write of crossmatches and of features.
 
     Parameters
     ----------
     rows
-        Number of rows of the table `xmatch`; the objects that they refer to are written beforehand, unmeasured.
+        Number of rows of each of the tables `xmatch`, in batches of 10,000 rows, and `feature`, in batches of 1,000
+        objects; the rows that they refer to are written beforehand, unmeasured.
 
     Yields
     ------
     dict
         `name`, `rate` (rows/s), `unit`, `conditions`, `ratio` to the peer and, for the peer, `peer`.
     """
-    table = _matches(rows)
-    batches = [table.slice(start, _BATCH_ROWS) for start in range(0, rows, _BATCH_ROWS)]
+    matches = _matches(rows)
+    features = _features(max(rows // _FEATURES, 1))
     with (
         tempfile.TemporaryDirectory(prefix="alertbeam-") as folder,
         start_embedded(folder) as server,
@@ -44,26 +48,34 @@ def run(rows: int = 200_000) -> Iterator[dict[str, Any]]:
         closing(psycopg2.connect(_dsn(server.url))) as connection,
     ):
         database.create_tables()
-        objects = pa.table({"oid": table["oid"], "step_id_corr": pa.repeat("0.0.0", rows)})
-        database.write({"object": objects})
+        for oid in (matches["oid"], features["oid"].unique()):
+            database.write({"object": pa.table({"oid": oid, "step_id_corr": pa.repeat("0.0.0", len(oid))})})
+        database.write({"feature_version": pa.table({"version": ["1"]})})
+        yield from _compare("upsert", "xmatch", matches, _BATCH_ROWS, database, connection)
+        yield from _compare("upsert-feature", "feature", features, _OBJECTS_PER_BATCH * _FEATURES, database, connection)
 
-        def upsert(batch: pa.Table) -> None:
-            database.write({"xmatch": batch})
 
-        def peer(batch: list[tuple[Any, ...]]) -> None:
-            _execute_values(connection, table.column_names, batch)
+def _compare(
+    label: str, name: str, table: pa.Table, batch_rows: int, database: Database, connection: Any
+) -> Iterator[dict[str, Any]]:
+    def upsert(batch: pa.Table) -> None:
+        database.write({name: batch})
 
-        given = conditions(
-            "psycopg2-binary", "pyarrow", rows=rows, batch_rows=_BATCH_ROWS, server=connection.server_version
-        )
-        # The peer wants Python tuples: they are made beforehand, unmeasured.
-        tuples = [list(zip(*(column.to_pylist() for column in batch.columns), strict=True)) for batch in batches]
-        peers = [_rate(peer, tuples), _rate(peer, tuples)]
-        _empty(connection)
-        ours = [_rate(upsert, batches), _rate(upsert, batches)]
+    def peer(batch: list[tuple[Any, ...]]) -> None:
+        _execute_values(connection, name, table.column_names, batch)
+
+    versions = ("psycopg2-binary", "pyarrow")
+    given = conditions(*versions, rows=table.num_rows, batch_rows=batch_rows, server=connection.server_version)
+    batches = [table.slice(start, batch_rows) for start in range(0, table.num_rows, batch_rows)]
+    # The peer wants Python tuples: they are made beforehand, unmeasured.
+    tuples = [list(zip(*(column.to_pylist() for column in batch.columns), strict=True)) for batch in batches]
+    peers = [_rate(peer, tuples), _rate(peer, tuples)]
+    _empty(connection, name)
+    ours = [_rate(upsert, batches), _rate(upsert, batches)]
+    peer_label = label.replace("upsert", "execute_values")
     for suffix, our_rate, peer_rate in zip(("", "-repeat"), ours, peers, strict=True):
-        yield figure(f"execute_values{suffix}", peer_rate, _UNIT, given, peer_rate, peer=True)
-        yield figure(f"upsert{suffix}", our_rate, _UNIT, given, peer_rate)
+        yield figure(f"{peer_label}{suffix}", peer_rate, _UNIT, given, peer_rate, peer=True)
+        yield figure(f"{label}{suffix}", our_rate, _UNIT, given, peer_rate)
 
 
 def _matches(rows: int, seed: int = 1) -> pa.Table:
@@ -83,14 +95,33 @@ def _matches(rows: int, seed: int = 1) -> pa.Table:
     )
 
 
-def _execute_values(connection: Any, names: list[str], batch: list[tuple[Any, ...]]) -> None:
+def _features(objects: int, seed: int = 2) -> pa.Table:
+    """Make rows like those of the features step, some values missing."""
+    random = np.random.default_rng(seed)
+    count = objects * _FEATURES
+    each = pa.array(np.repeat(np.arange(objects), _FEATURES))
+    names = np.array([f"feature_{number:03d}" for number in range(_FEATURES)], dtype=object)
+    return pa.table(
+        {
+            "oid": pa.array([f"ZTF19{number:07x}" for number in range(objects)]).take(each),
+            "name": np.tile(names, objects),
+            "fid": np.tile(np.arange(_FEATURES, dtype=np.int32) % 2 + 1, objects),
+            "version": pa.repeat("1", count),
+            "value": pa.array(random.normal(size=count), mask=random.uniform(size=count) < 0.2),
+            "known_ndet": np.repeat(random.integers(6, 500, objects), _FEATURES),
+        }
+    )
+
+
+def _execute_values(connection: Any, table: str, names: list[str], batch: list[tuple[Any, ...]]) -> None:
     """Write a batch as the peer does, with the plain rule "replace what differs"."""
-    values = [name for name in names if name not in ("oid", "catid")]
+    key = _KEYS[table]
+    values = [name for name in names if name not in key]
     statement = (
-        f"INSERT INTO xmatch ({', '.join(names)}) VALUES %s ON CONFLICT (oid, catid) DO UPDATE SET "
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES %s ON CONFLICT ({', '.join(key)}) DO UPDATE SET "
         + ", ".join(f"{name} = excluded.{name}" for name in values)
         + " WHERE "
-        + " OR ".join(f"xmatch.{name} IS DISTINCT FROM excluded.{name}" for name in values)
+        + " OR ".join(f"{table}.{name} IS DISTINCT FROM excluded.{name}" for name in values)
     )
     with connection.cursor() as cursor:
         execute_values(cursor, statement, batch, page_size=1000)
@@ -104,9 +135,9 @@ def _rate(function: Callable[[Any], None], batches: Sequence[Any]) -> float:
     return sum(map(len, batches)) / (time.perf_counter() - start)
 
 
-def _empty(connection: Any) -> None:
+def _empty(connection: Any, table: str) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE xmatch")
+        cursor.execute(f"TRUNCATE {table}")
     connection.commit()
 
 

@@ -35,11 +35,27 @@ _CONNECT_ARGUMENTS = {
     "client_encoding": "utf8",
 }
 
+# libpq gives no code for what a server says to a connection that it does not let in. A server of another language is
+# not understood, and asked again.
+_REFUSALS = (
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "is not permitted to log in",
+    "no pg_hba.conf entry",
+    "permission denied for database",
+    "pg_hba.conf rejects connection",
+)
+_PASSING_STATES = ("is starting up", "is shutting down", "recovery", "too many")
+
 Answer = TypeVar("Answer")
 
 
 class DatabaseUnavailable(ConnectionError):
-    """The database did not answer for as long as the retry policy waits. What was committed before is kept."""
+    """The database did not answer for as long as the retry policy waits, or does not let us in.
+
+    What was committed before is kept.
+    """
 
 
 @dataclass(frozen=True)
@@ -217,6 +233,11 @@ class Database:
                         f"The database {safe_url(self.url)} lacks a table or column ({_first_line(cause)}): "
                         "call create_tables() first."
                     ) from error
+                if _lets_nobody_in(cause):
+                    raise DatabaseUnavailable(
+                        f"The database {safe_url(self.url)} does not let us in: {_what_the_server_said(cause)}. "
+                        "Check the user, the password and the name of the database."
+                    ) from error
                 if not _is_transient(cause):
                     raise
                 self.close()
@@ -246,6 +267,20 @@ def _is_transient(error: BaseException | None) -> bool:
         return True
     # libpq reports some lost connections in this class itself, without a code of the server.
     return type(error) is psycopg2.DatabaseError and error.pgcode is None
+
+
+def _lets_nobody_in(error: BaseException | None) -> bool:
+    """Say whether a server turned a connection away for a reason that stays, such as a wrong password."""
+    if not isinstance(error, psycopg2.OperationalError) or error.pgcode is not None:
+        return False
+    message = str(error)
+    return any(text in message for text in _REFUSALS) and not any(text in message for text in _PASSING_STATES)
+
+
+def _what_the_server_said(error: BaseException | None) -> str:
+    # The last line with such a word: a host may have several addresses, of which some do not answer.
+    said = [line for line in str(error).splitlines() if any(text in line for text in _REFUSALS)]
+    return said[-1].rpartition("FATAL:")[2].strip()
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -30,7 +30,11 @@ _SUPERUSER = "postgres"
 _SOCKET = ".s.PGSQL.5432"
 # sun_path holds 104 bytes on macOS and 108 on Linux, the closing NUL included.
 _LONGEST_SOCKET_PATH = 103
-_START_TIMEOUT_S = 120
+# After a crash the log of a whole bulk load may have to be read again.
+_START_TIMEOUT_S = 600
+# A bulk load fills the indices of large tables: with the usual values it would write the same pages again and again.
+# What makes a commit safe stays as it is.
+_SETTINGS = {"timezone": "UTC", "shared_buffers": "512MB", "max_wal_size": "4GB", "checkpoint_timeout": "15min"}
 # After kill -9 of the server its children need a moment to notice and let go of the shared memory.
 _LEFTOVERS_TIMEOUT_S = 20.0
 _LEFTOVERS_MESSAGES = ("is still in use", "already exists", "already running")
@@ -186,7 +190,8 @@ def _ensure_running(data: Path, socket_folder: Path) -> None:
 def _start_server(data: Path) -> None:
     _remove_stale_pid_file(data)
     # A relative socket folder is one inside the data folder, and no path is too long for it.
-    server_options = "-h '' -k . -c timezone=UTC"
+    settings = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
+    server_options = f"-h '' -k . {settings}"
     log = f"{_data_argument(data)}/server.log"
     _run("pg_ctl", data, "start", "-w", "-t", str(_START_TIMEOUT_S), "-l", log, "-o", server_options)
 

@@ -251,6 +251,9 @@ FEATURE = Table(
     Column("value", Double),
     Column("known_ndet", Integer, info=_PROVENANCE, comment="detections of the object known when it was computed"),
     Index("ix_feature_oid_2", "oid", postgresql_using="hash"),
+    # Every further detection of an object replaces its features: there is room for both beside each other, so that no
+    # index changes.
+    postgresql_with={"fillfactor": 50},
 )
 
 

@@ -1,4 +1,4 @@
-"""Idempotent bulk upsert: COPY to a temporary table, then INSERT … SELECT DISTINCT ON … ON CONFLICT.
+"""Idempotent bulk upsert: COPY of rows with new keys, else COPY to a temporary table and UPDATE and INSERT.
 
 Functions here work inside the transaction of an open psycopg2 connection; `database.client.Database` adds the
 connection, the commit and the repetition after a failure.
@@ -25,24 +25,36 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    and_,
     func,
+    literal,
     literal_column,
+    or_,
     select,
     text,
+    true,
+    update,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
-from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.sql.expression import ClauseElement, Select
 
+from database.binary_copy import binary_rows
 from database.rules import UpsertRule
+from database.targets import Target, parents_are_there, rows_with_new_keys, targets_of
 
 __all__ = ["RefusedRow", "TableCounts", "WriteResult", "checked_columns", "is_data_error", "write_tables"]
 
 Connection = psycopg2.extensions.connection
+Cursor = psycopg2.extensions.cursor
 
 # PostgreSQL's class 54, "program limit exceeded": a value too long for an index is the fault of its row.
 _LIMIT_EXCEEDED = "54"
 _COPY_CHUNK_BYTES = 1 << 20
+_BY_INDEX = (
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
+    "SET LOCAL work_mem = '64MB'"
+)
 
 # Column types, what may hold them in Arrow, and the Arrow type whose CSV text PostgreSQL reads back exactly (None: as
 # it is).
@@ -108,8 +120,8 @@ class WriteResult:
 @dataclass(frozen=True)
 class _Statements:
     create: str
-    upsert_unique: str
-    upsert: str
+    settle_unique: str
+    settle: str
 
 
 def checked_columns(rule: UpsertRule, rows: pa.Table) -> pa.Table:
@@ -169,6 +181,7 @@ def write_tables(connection: Connection, tables: Mapping[UpsertRule, pa.Table]) 
     """Write the rows of several tables, in the order given, inside the open transaction.
 
     Rows that the database does not take are found by halving and left out, and so are the rows that refer to them.
+    A stored row that stays as it is, is not locked: writers that bring the same rows do not wait for each other.
 
     Parameters
     ----------
@@ -180,12 +193,13 @@ def write_tables(connection: Connection, tables: Mapping[UpsertRule, pa.Table]) 
     counts: dict[str, TableCounts] = {}
     refused: list[RefusedRow] = []
     with connection.cursor() as cursor:
+        # What the planner knows lags behind a growing table; a wrong guess would read all of it for every batch.
+        cursor.execute(_BY_INDEX)
+        targets = targets_of(cursor, tables)
         for rule, rows in tables.items():
             indices, orphans = _without_orphans(rule, rows, refused)
-            indices = indices[_key_order(rule, rows, indices)]
             tally = _Tally(orphans)
-            cursor.execute(_statements(rule).create)
-            _write_or_halve(cursor, rule, rows, indices, tally)
+            _write(cursor, targets[rule], *_in_key_order(rule, rows, indices), tally)
             counts[rule.table.name] = TableCounts(
                 tally.inserted,
                 tally.updated,
@@ -210,10 +224,14 @@ class _Tally:
     updated: int = 0
 
 
-def _key_order(rule: UpsertRule, rows: pa.Table, indices: np.ndarray) -> np.ndarray:
+def _in_key_order(rule: UpsertRule, rows: pa.Table, indices: np.ndarray) -> tuple[pa.Table, np.ndarray]:
     # All writers lock the rows of a table in one order, so none waits for another in a circle.
-    keys = rows.select(rule.key).take(indices)
-    return pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in rule.key]).to_numpy()
+    if len(indices) < rows.num_rows:
+        rows = rows.take(indices)
+    if _are_ascending(rule, rows):
+        return rows, indices
+    order = pc.sort_indices(rows.select(rule.key), sort_keys=[(name, "ascending") for name in rule.key])
+    return rows.take(order), indices[order.to_numpy()]
 
 
 def _without_orphans(
@@ -230,66 +248,102 @@ def _without_orphans(
         for index in np.flatnonzero(guilty.to_numpy()).tolist():
             cause = reasons[rows[name][index].as_py()]
             reason = f"the row of the table {parent} to which {name} refers was refused: {cause}"
-            orphans[index] = _refused_row(rule, rows, index, reason)
+            orphans[index] = _refused_row(rule, rows, index, index, reason)
     indices = np.delete(np.arange(rows.num_rows), list(orphans)) if orphans else np.arange(rows.num_rows)
     return indices, list(orphans.values())
 
 
-def _refused_row(rule: UpsertRule, rows: pa.Table, index: int, reason: str) -> RefusedRow:
-    return RefusedRow(rule.table.name, tuple(rows[name][index].as_py() for name in rule.key), index, reason)
+def _refused_row(rule: UpsertRule, rows: pa.Table, row: int, index: int, reason: str) -> RefusedRow:
+    return RefusedRow(rule.table.name, tuple(rows[name][row].as_py() for name in rule.key), index, reason)
 
 
-def _write_or_halve(
-    cursor: psycopg2.extensions.cursor, rule: UpsertRule, rows: pa.Table, indices: np.ndarray, tally: _Tally
-) -> None:
-    if not len(indices):
-        return
-    if len(indices) < rows.num_rows:
-        # The halves of one transaction share the temporary table, which empties itself only at the commit.
-        cursor.execute(f"TRUNCATE {_incoming_name(rule.table)}")
+def _write(cursor: Cursor, target: Target, rows: pa.Table, indices: np.ndarray, tally: _Tally) -> None:
+    """Write rows sorted by key; `indices` are their positions in the table given."""
+    if target.takes_copies and rows.num_rows and _are_ascending(target.rule, rows):
+        new = rows_with_new_keys(cursor, target.rule, rows)
+        done = _attempt(cursor, target, rows.filter(pa.array(new)), _copy_new) if new.any() else (0, 0)
+        # Another writer may have stored a key in the meantime: then it is new no more.
+        if not isinstance(done, psycopg2.Error):
+            tally.inserted += done[0]
+            rows, indices = rows.filter(pa.array(~new)), indices[~new]
+    if rows.num_rows:
+        cursor.execute(_statements(target.rule).create)
+        _upsert_or_halve(cursor, target, rows, indices, tally)
+
+
+def _upsert_or_halve(cursor: Cursor, target: Target, rows: pa.Table, indices: np.ndarray, tally: _Tally) -> None:
+    done = _attempt(cursor, target, rows, _upsert)
+    if not isinstance(done, psycopg2.Error):
+        tally.inserted += done[0]
+        tally.updated += done[1]
+    elif rows.num_rows == 1:
+        tally.refused.append(_refused_row(target.rule, rows, 0, int(indices[0]), _reason(done)))
+    else:
+        middle = rows.num_rows // 2
+        for half in (slice(0, middle), slice(middle, None)):
+            # The parts of one transaction share the temporary table, which empties itself only at the commit.
+            cursor.execute(f"TRUNCATE {_incoming_name(target.rule.table)}")
+            _upsert_or_halve(cursor, target, rows[half], indices[half], tally)
+
+
+def _attempt(
+    cursor: Cursor,
+    target: Target,
+    rows: pa.Table,
+    way: Callable[[Cursor, Target, pa.Table], tuple[int, int]],
+) -> tuple[int, int] | psycopg2.Error:
+    """Write rows in some way; give the numbers inserted and updated, or the failure if it is the fault of the rows."""
     cursor.execute("SAVEPOINT part")
     try:
-        inserted, updated = _upsert(cursor, rule, rows.take(indices))
+        done = way(cursor, target, rows)
     except psycopg2.Error as error:
         if not is_data_error(error):
             raise
         cursor.execute("ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part")
-        if len(indices) == 1:
-            tally.refused.append(_refused_row(rule, rows, int(indices[0]), _reason(error)))
-            return
-        middle = len(indices) // 2
-        _write_or_halve(cursor, rule, rows, indices[:middle], tally)
-        _write_or_halve(cursor, rule, rows, indices[middle:], tally)
-        return
+        return error
     cursor.execute("RELEASE SAVEPOINT part")
-    tally.inserted += inserted
-    tally.updated += updated
+    return done
 
 
-def _upsert(cursor: psycopg2.extensions.cursor, rule: UpsertRule, rows: pa.Table) -> tuple[int, int]:
-    statements = _statements(rule)
-    incoming = _incoming_name(rule.table)
-    names = ", ".join(f'"{name}"' for name in rows.column_names)
-    sink = pa.BufferOutputStream()
-    pyarrow.csv.write_csv(rows, sink, pyarrow.csv.WriteOptions(include_header=False))
-    cursor.copy_expert(
-        f"COPY {incoming} ({names}) FROM STDIN (FORMAT csv, ENCODING 'UTF8')",
-        pa.BufferReader(sink.getvalue()),
-        size=_COPY_CHUNK_BYTES,
-    )
-    cursor.execute(statements.upsert_unique if _sorted_keys_are_unique(rule, rows) else statements.upsert)
+def _copy_new(cursor: Cursor, target: Target, rows: pa.Table) -> tuple[int, int]:
+    rule = target.rule
+    in_bulk = target.checks_in_bulk and parents_are_there(cursor, rule, rows)
+    if in_bulk:
+        cursor.execute("SET LOCAL session_replication_role = replica")
+    _copy(cursor, rule, rule.table.name, rows)
+    inserted = cursor.rowcount
+    if in_bulk:
+        cursor.execute("SET LOCAL session_replication_role TO DEFAULT")
+    return inserted, 0
+
+
+def _upsert(cursor: Cursor, target: Target, rows: pa.Table) -> tuple[int, int]:
+    rule, statements = target.rule, _statements(target.rule)
+    _copy(cursor, rule, _incoming_name(rule.table), rows)
+    cursor.execute(statements.settle_unique if _are_ascending(rule, rows) else statements.settle)
     inserted, updated = cursor.fetchone() or (0, 0)
     return inserted, updated
 
 
-def _sorted_keys_are_unique(rule: UpsertRule, rows: pa.Table) -> bool:
-    if rows.num_rows < 2:
-        return True
-    same = [pc.equal(rows[name][1:], rows[name][:-1]).fill_null(False) for name in rule.key]
-    equal = same[0]
-    for other in same[1:]:
-        equal = pc.and_(equal, other)
-    return not pc.any(equal).as_py()
+def _copy(cursor: Cursor, rule: UpsertRule, name: str, rows: pa.Table) -> None:
+    data: memoryview | pa.Buffer | None = binary_rows([rule.table.c[column] for column in rows.column_names], rows)
+    form = "binary"
+    if data is None:
+        form, sink = "csv", pa.BufferOutputStream()
+        pyarrow.csv.write_csv(rows, sink, pyarrow.csv.WriteOptions(include_header=False))
+        data = sink.getvalue()
+    names = ", ".join(f'"{column}"' for column in rows.column_names)
+    statement = f"COPY {name} ({names}) FROM STDIN (FORMAT {form}, ENCODING 'UTF8')"
+    cursor.copy_expert(statement, pa.BufferReader(data), size=_COPY_CHUNK_BYTES)
+
+
+def _are_ascending(rule: UpsertRule, rows: pa.Table) -> bool:
+    """Say whether the rows are sorted by key and no two have the same one."""
+    ascending: Any = False
+    for name in reversed(rule.key):
+        former, latter = rows[name][:-1], rows[name][1:]
+        ascending = pc.or_(pc.greater(latter, former), pc.and_(pc.equal(latter, former), ascending))
+    return bool(pc.all(ascending, skip_nulls=False, min_count=0).as_py())
 
 
 def _reason(error: psycopg2.Error) -> str:
@@ -316,39 +370,60 @@ def _statements(rule: UpsertRule) -> _Statements:
     )
     return _Statements(
         _sql(CreateTable(incoming, if_not_exists=True)),
-        _sql(_upsert_statement(rule, incoming, unique=True)),
-        _sql(_upsert_statement(rule, incoming, unique=False)),
+        _sql(_settle_statement(rule, incoming, unique=True)),
+        _sql(_settle_statement(rule, incoming, unique=False)),
     )
 
 
-def _upsert_statement(rule: UpsertRule, incoming: Table, unique: bool) -> ClauseElement:
+def _settle_statement(rule: UpsertRule, incoming: Table, unique: bool) -> ClauseElement:
     """Build the statement that settles the incoming rows among themselves and with the stored ones, and counts.
 
-    `unique` leaves out the first half, for rows of which no two have one key.
+    `unique` leaves out the first half, for rows in the order of their keys of which no two are the same. ON CONFLICT
+    alone would do the rest, but it locks every stored row before it looks whether the row changes.
     """
+    chosen = incoming if unique else _best_of_each_key(rule, incoming).cte("chosen")
+    stored, before = dict(rule.table.c), rule.table.alias("before")
+    is_absent = before.c[rule.key[0]].is_(None)
+    met = (
+        select(*chosen.c, is_absent.label("is_absent"))
+        .select_from(chosen.outerjoin(before, and_(*(before.c[name] == chosen.c[name] for name in rule.key))))
+        .where(or_(is_absent, rule.changes(dict(before.c), dict(chosen.c))))
+        .cte("met")
+    )
+    row = {name: met.c[name] for name in stored}
+    insert = postgresql.insert(rule.table).from_select(list(row), select(*row.values()).where(met.c.is_absent))
+    if not rule.value_names:
+        written = insert.on_conflict_do_nothing(index_elements=list(rule.key)).returning(true()).cte("inserted")
+        return select(func.count(), literal(0)).select_from(written)
+    excluded = dict(insert.excluded)
+    # What another writer has stored in the meantime.
+    insert = insert.on_conflict_do_update(
+        index_elements=list(rule.key), set_=rule.settled(stored, excluded), where=rule.changes(stored, excluded)
+    )
+    # A row version that this statement inserted has never been locked or replaced by anyone.
+    inserted = insert.returning(literal_column("xmax = 0", Boolean).label("is_new")).cte("inserted")
+    same_key = and_(*(stored[name] == row[name] for name in rule.key))
+    change = (
+        update(rule.table)
+        .values(rule.settled(stored, row))
+        .where(same_key, ~met.c.is_absent, rule.changes(stored, row))
+    )
+    updated = change.returning(true()).cte("updated")
+    is_new = inserted.c.is_new
+    late = select(func.count().filter(~is_new)).select_from(inserted).scalar_subquery()
+    return select(
+        select(func.count().filter(is_new)).select_from(inserted).scalar_subquery(),
+        select(func.count() + late).select_from(updated).scalar_subquery(),
+    )
+
+
+def _best_of_each_key(rule: UpsertRule, incoming: Table) -> Select[Any]:
     row = dict(incoming.c)
     key, order = rule.key_order(row), rule.order(row)
-    if unique:
-        chosen = select(*row.values()).order_by(*key)
-    else:
-        merged = {name: merge.batch(row, key, order).label(name) for name, merge in rule.merges.items()}
-        distinct_on = text(f"DISTINCT ON ({', '.join(map(_sql, key))})")
-        columns = [merged.get(name, column) for name, column in row.items()]
-        chosen = select(*columns).prefix_with(distinct_on).order_by(*key, *order)
-    insert = postgresql.insert(rule.table).from_select(list(row), chosen)
-    stored, excluded = dict(rule.table.c), dict(insert.excluded)
-    if rule.value_names:
-        insert = insert.on_conflict_do_update(
-            index_elements=list(rule.key),
-            set_=rule.settled(stored, excluded),
-            where=rule.changes(stored, excluded),
-        )
-    else:
-        insert = insert.on_conflict_do_nothing(index_elements=list(rule.key))
-    # A row version that this statement inserted has never been locked or replaced by anyone.
-    written = insert.returning(literal_column("xmax = 0", Boolean).label("is_new")).cte("written")
-    is_new = written.c.is_new
-    return select(func.count().filter(is_new), func.count().filter(~is_new)).select_from(written)
+    merged = {name: merge.batch(row, key, order).label(name) for name, merge in rule.merges.items()}
+    distinct_on = text(f"DISTINCT ON ({', '.join(map(_sql, key))})")
+    columns = [merged.get(name, column) for name, column in row.items()]
+    return select(*columns).prefix_with(distinct_on).order_by(*key, *order)
 
 
 def _sql(statement: ClauseElement) -> str:

@@ -1,19 +1,10 @@
 """Light curves from the rows of many alerts: each point once, corrected, with statistics (alerce.md 4.2, 4.3).
 
-The outcome does not depend on the order of the rows, on how they are spread over packets, nor on repetition:
-
-* A detection is known by (oid, candid). Of its rows, the alert's own (``has_stamp``) is kept, else the one that the
-  earliest alert brought; of rows that still differ, the least by their values.
-* A detection without candid is known by (oid, fid, mjd, ra, dec, magpsf): two sources of one exposure are two.
-  Forced photometry is known by (oid, fid, mjd), since its position is that of the alert that brings it.
-* Non-detections of an object and band form one group as long as each follows the one before within 1e-5 days. Of a
-  group, the row that the earliest alert brought is kept. Exposures take 30 s, so a group is one exposure.
+The outcome does not depend on the order of the rows, on how they are spread over packets, nor on repetition: what a
+point is known by, and which of its rows counts, is defined in :mod:`lightcurves.unique`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -38,9 +29,14 @@ from lightcurves.columns import (
 )
 from lightcurves.correction import correct, is_dubious
 from lightcurves.summary import WISE, band_rows, object_rows
-
-NON_DETECTION_TOLERANCE_DAYS: Final = 1e-5
-_NO_CANDID: Final = np.iinfo(np.int64).max
+from lightcurves.unique import (
+    NO_CANDID,
+    group_numbers,
+    sorted_names,
+    unique_detections,
+    unique_non_detections,
+    usable,
+)
 
 
 def assemble(
@@ -72,124 +68,19 @@ def assemble(
     ValueError
         If a column has a type that cannot be converted.
     """
-    detections = _usable(conform(detections, DETECTION_INPUT), as_of_mjd)
-    non_detections = _usable(conform(non_detections, NON_DETECTION), as_of_mjd)
-    oid = _sorted_unique(detections["oid"])
-    detections, groups = _unique_detections(detections, oid)
+    detections = usable(conform(detections, DETECTION_INPUT), as_of_mjd)
+    non_detections = usable(conform(non_detections, NON_DETECTION), as_of_mjd)
+    oid = sorted_names(detections["oid"])
+    detections, groups = unique_detections(detections, oid)
     detection_offsets = offsets_of(groups, len(oid))
     detections = _corrected(detections, groups)
-    non_detections, non_groups = _unique_non_detections(non_detections, oid)
+    non_detections, non_groups = unique_non_detections(non_detections, oid)
     magstats = band_rows(oid, detections, groups, non_detections, non_groups)
     wise = _wise(oid, crossmatches, as_of_mjd)
     objects = object_rows(oid, detections, detection_offsets, magstats, wise)
     return LightCurveBatch(
         oid, detections, detection_offsets, non_detections, offsets_of(non_groups, len(oid)), objects, magstats
     )
-
-
-def _usable(rows: pa.Table, as_of_mjd: float | None) -> pa.Table:
-    mjd = numbers(rows, "mjd")
-    keep = np.isfinite(mjd) & known(rows, "oid") & known(rows, "fid")
-    if as_of_mjd is not None:
-        keep &= (mjd <= as_of_mjd) & (_arrival(rows)[0] <= as_of_mjd)
-    return rows if keep.all() else rows.filter(pa.array(keep))
-
-
-def _arrival(rows: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Time and candid of the alert that brought each row; a row that names none brought itself."""
-    own = rows["candid"] if "candid" in rows.column_names else pa.nulls(rows.num_rows, pa.int64())
-    candid = pc.fill_null(pc.coalesce(rows["alert_candid"], own), _NO_CANDID).to_numpy()
-    return pc.coalesce(rows["alert_mjd"], rows["mjd"]).to_numpy(), candid
-
-
-def _sorted_unique(oid: pa.ChunkedArray) -> pa.StringArray:
-    unique = pc.unique(oid)
-    return unique.take(pc.sort_indices(unique))
-
-
-def _group_numbers(rows: pa.Table, oid: pa.StringArray) -> NDArray[np.int64]:
-    """Number of each row's object; -1 for an object that is not among them."""
-    encoded = rows["oid"].combine_chunks().dictionary_encode()
-    numbers_of = pc.fill_null(pc.index_in(encoded.dictionary, value_set=oid), -1).to_numpy(zero_copy_only=False)
-    return numbers_of.astype(np.int64)[encoded.indices.to_numpy()] if rows.num_rows else np.zeros(0, np.int64)
-
-
-def _unique_detections(rows: pa.Table, oid: pa.StringArray) -> tuple[pa.Table, NDArray[np.int64]]:
-    """Each detection once, by object, mjd and candid, and the number of its object."""
-    groups = _group_numbers(rows, oid)
-    forced, named = flags(rows, "forced"), known(rows, "candid")
-    candid = integers(rows, "candid", _NO_CANDID)
-    fid, mjd = integers(rows, "fid", 0), numbers(rows, "mjd")
-    arrival = _arrival(rows)
-    placed = ~named & ~forced
-    # What tells rows apart: -inf where another column does.
-    identity = [groups, forced, candid, np.where(named, 0, fid), np.where(named, -np.inf, mjd)]
-    identity += [
-        np.where(placed, np.nan_to_num(numbers(rows, name), nan=-np.inf), -np.inf) for name in ("magpsf", "ra", "dec")
-    ]
-    kept = _best_rows(rows, identity, [~flags(rows, "has_stamp"), *arrival])
-    order = kept[lexsort([key[kept] for key in (groups, mjd, forced, candid, fid, *identity[5:])])]
-    return rows.take(pa.array(order)), groups[order]
-
-
-def _unique_non_detections(rows: pa.Table, oid: pa.StringArray) -> tuple[pa.Table, NDArray[np.int64]]:
-    """Each non-detection of the given objects once, by object, mjd and fid, and the number of its object."""
-    groups = _group_numbers(rows, oid)
-    if (groups < 0).any():
-        rows, groups = rows.filter(pa.array(groups >= 0)), groups[groups >= 0]
-    fid, mjd = integers(rows, "fid", 0), numbers(rows, "mjd")
-    order = lexsort([groups, fid, mjd])
-    starts = group_starts([groups[order], fid[order]])
-    starts[1:] |= np.diff(mjd[order]) > NON_DETECTION_TOLERANCE_DAYS
-    exposure = np.empty(len(order), np.int64)
-    exposure[order] = np.cumsum(starts)
-    kept = _best_rows(rows, [exposure], [*_arrival(rows), mjd])
-    order = kept[lexsort([key[kept] for key in (groups, mjd, fid)])]
-    return rows.take(pa.array(order)), groups[order]
-
-
-def _best_rows(rows: pa.Table, identity: Sequence[NDArray], preference: Sequence[NDArray]) -> NDArray[np.int64]:
-    """Of the rows of each identity, the one that is least by preference, then by its values."""
-    order = lexsort([*identity, *preference])
-    starts = group_starts([key[order] for key in identity])
-    heads = np.flatnonzero(starts)
-    if len(heads) == len(order):
-        return order
-    head_of = np.repeat(heads, np.diff(np.append(heads, len(order))))
-    tied = ~starts
-    for key in preference:
-        tied &= key[order] == key[order[head_of]]
-    row, head = order[tied], order[head_of[tied]]
-    codes = _codes(rows, np.concatenate([row, head]))
-    different = np.any([code[: len(row)] != code[len(row) :] for code in codes], axis=0)
-    contested = np.unique(head_of[tied][different])
-    best = order[heads]
-    if len(contested):
-        among = np.isin(head_of, contested) & (tied | starts)
-        candidates, place = order[among], np.searchsorted(heads, head_of[among])
-        by_value = lexsort([place, *_codes(rows, candidates)])
-        first = by_value[group_starts([place[by_value]])]
-        best[place[first]] = candidates[first]
-    return best
-
-
-def _codes(rows: pa.Table, chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Integers for each column of the chosen rows that are equal and ordered as the values, nulls last."""
-    codes = []
-    for column in rows.take(pa.array(chosen)).columns:
-        kind = column.type
-        if pa.types.is_string(kind):
-            encoded = column.combine_chunks().dictionary_encode()
-            rank = np.empty(len(encoded.dictionary), np.int64)
-            rank[pc.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
-            found = pc.fill_null(encoded.indices, 0).to_numpy(zero_copy_only=False)
-            values = rank[found] if len(rank) else np.zeros(len(chosen), np.int64)
-        elif pa.types.is_floating(kind):
-            values = pc.fill_null(column, 0.0).to_numpy().view(np.int64)
-        else:
-            values = pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
-        codes += [column.is_null().to_numpy().astype(np.int64), values]
-    return codes
 
 
 def _corrected(rows: pa.Table, groups: NDArray[np.int64]) -> pa.Table:
@@ -218,7 +109,7 @@ def _corrected(rows: pa.Table, groups: NDArray[np.int64]) -> pa.Table:
 
 def first_of_band(rows: pa.Table, groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """Row of the first detection (smallest candid) of each row's object and band; -1 if all are forced photometry."""
-    fid, forced, candid = integers(rows, "fid", 0), flags(rows, "forced"), integers(rows, "candid", _NO_CANDID)
+    fid, forced, candid = integers(rows, "fid", 0), flags(rows, "forced"), integers(rows, "candid", NO_CANDID)
     order = lexsort([groups, fid, forced, candid, numbers(rows, "mjd")])
     heads = np.flatnonzero(group_starts([groups[order], fid[order]]))
     firsts = np.where(forced[order[heads]], -1, order[heads])
@@ -236,12 +127,12 @@ def _wise(oid: pa.StringArray, crossmatches: pa.Table | None, as_of_mjd: float |
         {"oid": pa.string(), "candid": pa.int64(), **{n: pa.float64() for n in (*WISE, "angDist", "jd")}}
     )
     rows = conform(crossmatches, schema)
-    groups = _group_numbers(rows, oid)
+    groups = group_numbers(rows, oid)
     magnitudes = np.column_stack([numbers(rows, name) for name in WISE])
     keep = (groups >= 0) & ~np.isnan(magnitudes).all(axis=1)
     if as_of_mjd is not None:
         keep &= ~(numbers(rows, "jd") - JD_MINUS_MJD > as_of_mjd)
-    separation, candid = numbers(rows, "angDist"), integers(rows, "candid", _NO_CANDID)
+    separation, candid = numbers(rows, "angDist"), integers(rows, "candid", NO_CANDID)
     order = np.flatnonzero(keep)
     keys = (groups, np.nan_to_num(separation, nan=np.inf), candid, *np.nan_to_num(magnitudes, nan=np.inf).T)
     order = order[lexsort([key[order] for key in keys])]

@@ -73,21 +73,35 @@ def light_curve_figure(
     notes: Sequence[str] = (),
 ) -> Figure:
     """Figure of a light curve, for a notebook; the parameters are those of :func:`draw_light_curve`."""
-    points = _points(detections, apparent)
     folded = period_days is not None and np.isfinite(period_days) and period_days > 0
     figure = Figure(figsize=(9, 8 if folded else 5), dpi=120, layout="constrained")
     panels = figure.subplots(2 if folded else 1, 1, squeeze=False)[:, 0]
-    _draw_by_time(panels[0], points, non_detections, apparent)
-    _label(panels[0], "MJD (days)", apparent)
+    draw_on(panels[0], detections, non_detections, apparent=apparent)
     if folded:
-        assert period_days is not None
-        _draw_folded(panels[1], points, period_days)
-        _label(panels[1], f"phase, period {period_days:.7g} d", apparent)
+        draw_on(panels[1], detections, non_detections, apparent=apparent, period_days=period_days)
     figure.suptitle("\n".join([title, *notes]), fontsize=10)
     handles, names = panels[0].get_legend_handles_labels()
     if handles:
         panels[0].legend(handles, names, loc="best", fontsize=8, framealpha=0.85)
     return figure
+
+
+def draw_on(
+    axes: Axes,
+    detections: pd.DataFrame,
+    non_detections: pd.DataFrame,
+    *,
+    apparent: bool = False,
+    period_days: float | None = None,
+) -> None:
+    """Draw on axes: by time with the limits, or folded if a period is given; parameters of :func:`draw_light_curve`."""
+    points = _points(detections, apparent)
+    if period_days is None:
+        _draw_by_time(axes, points, non_detections, apparent)
+        _label(axes, "MJD (days)", apparent)
+    else:
+        _draw_folded(axes, points, period_days)
+        _label(axes, f"phase, period {period_days:.7g} d", apparent)
 
 
 def _points(detections: pd.DataFrame, apparent: bool) -> pd.DataFrame:

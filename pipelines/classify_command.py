@@ -101,7 +101,7 @@ def _job(options: argparse.Namespace, environment: Environment) -> ClassifyJob:
         sources = find_sources(_expanded(options.inputs))
         tables = [source.location for source in sources if source.location.endswith(TABLE_ENDINGS)]
         told = {path: check_feature_table(path) for path in tables}
-        place, model = _model(options.model, options.follow_model)
+        place, model = model_of(options.model, options.follow_model)
     except (InputError, ModelError, ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     job = ClassifyJob(
@@ -175,7 +175,14 @@ def _is_hidden(path: Path, folder: str) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def _model(text: str, follow: bool) -> tuple[ModelPlace, Model]:
+def model_of(text: str, follow: bool = False) -> tuple[ModelPlace, Model]:
+    """Model that ``--model`` names, and its place: followed, or kept to the model that is there now.
+
+    Raises
+    ------
+    UsageError, ModelError
+        If there is none.
+    """
     is_pointer = is_url(text) or Path(text).is_file()
     if follow and not is_pointer:
         raise UsageError("--follow-model needs a pointer: let --model name a file or URL that holds a model's path")

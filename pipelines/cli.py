@@ -19,6 +19,10 @@ from pipelines.usage import STOPPED, WRONG_USAGE, StoppedError, UsageError
 
 # Module of each command, imported when it is needed: all of them together take seconds.
 _COMMANDS: Final = {
+    "backfill": "backfill_command",
+    "status": "status_command",
+    "report": "report_command",
+    "replay": "replay_command",
     "xmatch": "xmatch_command",
     "features": "features_command",
     "classify": "classify_command",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from database.settings import database_url
 from pipelines import __version__
 from pipelines.usage import UsageError
 from xmatch.settings import CatalogSetting, parse_catalog_setting, parse_switch
 
+# What FEATURE_VERSION is when nothing sets it.
+UNSET_VERSION: Final = "dev"
 Number = TypeVar("Number", int, float)
 
 
@@ -53,7 +55,7 @@ class Environment:
     use_xwave: bool | None = None
     retries: int | None = None
     retry_interval_s: float | None = None
-    feature_version: str = "dev"
+    feature_version: str = UNSET_VERSION
 
 
 def read_environment(variables: Mapping[str, str], step: str = "xmatch") -> Environment:
@@ -90,7 +92,7 @@ def _read(variables: Mapping[str, str], step: str) -> Environment:
         use_xwave=parse_switch("USE_XWAVE", variables.get("USE_XWAVE", "")),
         retries=_number(variables, "RETRIES", int),
         retry_interval_s=_number(variables, "RETRY_INTERVAL", float),
-        feature_version=variables.get("FEATURE_VERSION") or "dev",
+        feature_version=variables.get("FEATURE_VERSION") or UNSET_VERSION,
     )
 
 

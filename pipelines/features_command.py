@@ -21,7 +21,7 @@ from database.settings import safe_url
 from lightcurves.features.compute import FEATURES_VERSION
 from lightcurves.features.curves import Mode
 from lightcurves.tables import TableError, check_tables
-from pipelines.environment import Environment, read_environment
+from pipelines.environment import UNSET_VERSION, Environment, read_environment
 from pipelines.features import STEP, DetectionTables, FeaturesCounts, FeaturesJob, run
 from pipelines.matchers import MATCHERS_HELP, add_matcher_options, make_matchers
 from pipelines.running import EXIT_STATUS, add_run_options, programs_of, run_job
@@ -34,8 +34,6 @@ from xmatch.matcher import Matcher
 TABLE_ENDINGS: Final = (".csv", ".csv.gz", ".parquet", ".pq")
 _MJD_OF_UNIX_EPOCH: Final = 40587.0
 _SECONDS_PER_DAY: Final = 86400.0
-# What FEATURE_VERSION is when nothing sets it.
-_UNSET_VERSION: Final = "dev"
 _EPILOG: Final = f"""\
 INPUT are alerts: archives, folders, files, globs, URLs; or one table of detections (.parquet, .csv, .csv.gz) with
 ZTF's or ALeRCE's names of columns, its non-detections in another (--non-detections). Light curves are put together from
@@ -142,11 +140,11 @@ def _job(options: argparse.Namespace, environment: Environment) -> FeaturesJob:
         sources=sources,
         output=output,
         mode=mode,
-        version=named if named != _UNSET_VERSION else f"{FEATURES_VERSION}-{mode}",
+        version=named if named != UNSET_VERSION else f"{FEATURES_VERSION}-{mode}",
         tables=tables,
         matchers=_matchers(options, environment),
         crossmatches=crossmatches,
-        as_of_mjd=_as_of_mjd(options.as_of) if options.as_of else None,
+        as_of_mjd=as_of_mjd(options.as_of) if options.as_of else None,
         forced=options.forced,
         all_objects=options.all_objects,
         step_id=environment.step.step_id,
@@ -184,7 +182,14 @@ def _matchers(options: argparse.Namespace, environment: Environment) -> tuple[Ma
     return matchers
 
 
-def _as_of_mjd(text: str) -> float:
+def as_of_mjd(text: str) -> float:
+    """Moment that ``--as-of`` names, MJD.
+
+    Raises
+    ------
+    UsageError
+        If it is neither an MJD nor a date.
+    """
     try:
         mjd = float(text)
         if math.isfinite(mjd) and 0 < mjd < 1e6:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ from pipelines.usage import StoppedError, UsageError
 
 LOCAL_RUNNER: Final = "FnApiRunner"
 NO_DATABASE: Final = "none"
+_LOOKS_AT_LOCK: Final = 4
 EXIT_STATUS: Final = """\
 exit status: 0 done; 1 done, with more dead letters than --max-dead-letters; 2 wrong usage, nothing was written;
 3 stopped, because the database or a disk gave way: start again. Options that are not known here go to Apache Beam;
@@ -165,13 +166,21 @@ def locked(output: Path) -> Iterator[None]:
     except OSError as error:
         raise StoppedError(f"{output} cannot be written to: {error}") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"another run is writing to {output}; wait for it or name another --output") from error
+        if not _flocked(descriptor):
+            raise UsageError(f"another run is writing to {output}; wait for it or name another --output")
         yield
     finally:
         os.close(descriptor)
+
+
+def _flocked(descriptor: int) -> bool:
+    """Lock a file, also when 'alertbeam status' looks at the lock just then."""
+    for _ in range(_LOOKS_AT_LOCK):
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def run_job(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,13 +27,12 @@ from lightcurves.features.curves import Mode
 from lightcurves.tables import TableError, rows_of_object
 from pipelines.features_command import TABLE_ENDINGS
 from pipelines.usage import DONE, StoppedError, UsageError
+from run_folder import NotThereError, Run, RunError, open_run
+from run_folder.layout import RunLayout
 from transforms.light_curves import slim_rows
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 _APPARENT, _DIFFERENCE = "apparent", "difference"
-_CROSSMATCHES: Final = ("crossmatches.parquet",)
-_FEATURES: Final = ("features*.parquet", "features/*.parquet")
-_PROBABILITIES: Final = ("probabilities*.parquet", "probabilities/*.parquet")
 _MOST_NAMES_COMPARED: Final = 200_000
 _EPILOG: Final = """\
 examples:
@@ -40,20 +40,26 @@ examples:
   alertbeam show ZTF18aazxcwf nights/*.tar.gz --output ZTF18aazxcwf.svg --period 0.5668
   alertbeam show ZTF18aazxcwf detections.parquet --non-detections limits.parquet --output ZTF18aazxcwf.png
 
-INPUT are folders of runs, alerts (archives, folders, files, globs, URLs), or one table of detections. In the folder of
-a run, crossmatches.parquet, features*.parquet and probabilities*.parquet give the match, the period and the class;
-files in other places are named by options. Without known features the period is computed.
+INPUT are folders of runs, alerts (archives, folders, files, globs, URLs), or one table of detections. A run that keeps
+light curves gives them at once; otherwise its alerts are read. Its crossmatches.parquet, its features (the newest
+version) and its probabilities (the newest classifier) give the match, the period and the class; files in other places
+are named by options. Without known features the period is computed.
 """
 
 
 @dataclass
 class _Found:
-    """What was read: rows of the wanted object, and which objects there are."""
+    """What was read: rows of the wanted object, and which objects there are.
+
+    Of a run that keeps light curves, the objects are counted, and only names like the wanted one are kept.
+    """
 
     oid: str
     detections: list[pa.Table] = field(default_factory=list)
     non_detections: list[pa.Table] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    like: list[str] = field(default_factory=list)
+    in_stores: int = 0
     unreadable: int = 0
 
 
@@ -121,8 +127,11 @@ def _light_curves(options: argparse.Namespace) -> LightCurveBatch:
         if any(text.endswith(TABLE_ENDINGS) for text in options.inputs):
             _read_tables(options, found)
         else:
-            _read_alerts(options.inputs, found)
-    except (InputError, TableError) as error:
+            stores = [text for text in options.inputs if RunLayout(Path(text)).light_curves.is_dir()]
+            for text in stores:
+                _read_store(open_run(text), found)
+            _read_alerts([text for text in options.inputs if text not in stores], found)
+    except (InputError, TableError, RunError) as error:
         raise UsageError(str(error)) from error
     except OSError as error:
         raise StoppedError(str(error)) from error
@@ -135,6 +144,17 @@ def _light_curves(options: argparse.Namespace) -> LightCurveBatch:
     if not len(light_curves):
         raise UsageError(f"the rows of {found.oid} name no time or band, so there is nothing to draw")
     return light_curves
+
+
+def _read_store(run: Run, found: _Found) -> None:
+    rows = run.stored_rows(found.oid)
+    if rows.detections.num_rows:
+        found.detections.append(rows.detections)
+        found.non_detections.append(rows.non_detections)
+        return
+    with suppress(NotThereError):
+        found.in_stores += run.objects(columns=(), format="arrow").num_rows
+        found.like += run.names_like(found.oid)
 
 
 def _read_alerts(inputs: Sequence[str], found: _Found) -> None:
@@ -167,15 +187,15 @@ def _read_tables(options: argparse.Namespace, found: _Found) -> None:
 
 
 def _absent(found: _Found) -> str:
-    close: list[str] = []
+    close = found.like
     if len(found.names) <= _MOST_NAMES_COMPARED:
-        close = difflib.get_close_matches(found.oid, sorted(found.names), n=3, cutoff=0.5)
-    like = f"; names like it: {', '.join(close)}" if close else ""
-    return f"there is no {found.oid} among the {len(found.names):,} objects of the input{like}"
+        close = found.like + difflib.get_close_matches(found.oid, sorted(found.names), n=3, cutoff=0.5)
+    like = f"; names like it: {', '.join(close[:3])}" if close else ""
+    return f"there is no {found.oid} among the {len(found.names) + found.in_stores:,} objects of the input{like}"
 
 
 def _period_days(options: argparse.Namespace, light_curves: LightCurveBatch) -> float | None:
-    for row in _rows(options, options.features, _FEATURES):
+    for row in _rows(options, options.features, lambda run: run.features(oids=options.oid, format="arrow")):
         if row.get("Multiband_period"):
             return float(row["Multiband_period"])
     period_days = float(compute_features(light_curves, Mode.ACCURATE).values("Multiband_period")[0])
@@ -188,22 +208,24 @@ def _notes(options: argparse.Namespace, light_curves: LightCurveBatch) -> list[s
         f"RA {about['meanra']:.6f}°, Dec {about['meandec']:+.6f}°; {about['ndet']} detections, "
         f"{light_curves.non_detections.num_rows} limits"
     ]
-    matches = [row for row in _rows(options, options.crossmatches, _CROSSMATCHES) if row.get("status") == "matched"]
+    found = _rows(options, options.crossmatches, lambda run: run.crossmatches(oids=options.oid, format="arrow"))
+    matches = [row for row in found if row.get("status") == "matched"]
     nearest: dict[str, dict[str, Any]] = {}
     for row in sorted(matches, key=lambda row: (row["angDist"], row["candid"])):
         nearest.setdefault(row["catalog"], row)
     notes += [_match_note(name, row) for name, row in nearest.items()]
-    classes = list(_rows(options, options.probabilities, _PROBABILITIES))
+    told = _rows(options, options.probabilities, lambda run: run.probabilities(oids=options.oid, format="arrow"))
+    classes = list(told)
     if classes:
         notes.append(_class_note(classes))
     return notes
 
 
 def _match_note(catalog: str, row: Mapping[str, Any]) -> str:
-    # The catalogue's own columns follow the separation, its identifier first.
+    # The catalogue's own columns follow the separation, its identifier first; those of other catalogues are null.
     names = list(row)
-    own = names[names.index("angDist") + 1 :]
-    identifier = f" {row[own[0]]}" if own and row[own[0]] is not None else ""
+    own = [row[name] for name in names[names.index("angDist") + 1 :] if row[name] is not None]
+    identifier = f" {own[0]}" if own else ""
     colours = [f"{name[:2]} {row[name]:.2f}" for name in ("W1mag", "W2mag", "W3mag") if row.get(name) is not None]
     return f"{catalog}{identifier} at {row['angDist']:.2f}″" + (f" ({', '.join(colours)})" if colours else "")
 
@@ -222,15 +244,20 @@ def _class_note(rows: list[dict[str, Any]]) -> str:
     return f"class {name}{told} ({best['classifier_name']} {best['classifier_version']})"
 
 
-def _rows(options: argparse.Namespace, file: str | None, patterns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of the object in a file that was named, else in those of the runs."""
+def _rows(options: argparse.Namespace, file: str | None, of_run: Callable[[Run], pa.Table]) -> Iterator[dict[str, Any]]:
+    """Rows of the object in a file that was named, else in the runs."""
     if file is not None:
-        paths = [Path(file).expanduser()]
-    else:
-        folders = [Path(text) for text in options.inputs if Path(text).is_dir()]
-        paths = [path for folder in folders for pattern in patterns for path in sorted(folder.glob(pattern))]
-    for path in paths:
+        path = Path(file).expanduser()
         try:
-            yield from pq.read_table(path, filters=[("oid", "==", options.oid)]).to_pylist()
+            yield from pq.read_table(path, filters=[("oid", "==", options.oid)], partitioning=None).to_pylist()
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UsageError(f"{path} cannot be read as a table with a column oid ({str(error)[:100]})") from error
+        return
+    for text in options.inputs:
+        try:
+            if Path(text).is_dir():
+                yield from of_run(open_run(text)).to_pylist()
+        except NotThereError:
+            continue
+        except RunError as error:
+            raise UsageError(str(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Final
 import apache_beam as beam
 import pyarrow as pa
 
-from alerts.files import partial_name, remove_partial_files
 from alerts.reader import Limits
 from alerts.sources import Source
 from database.client import Database
-from transforms.counts import RunCounts, run_counts
+from storage.files import partial_name, remove_partial_files
+from transforms.counts import RunCounts, counters, run_counts
 from transforms.crossmatch import MATCHED_ALERTS, Crossmatch, MatchedAlerts
 from transforms.dead_letters import DEAD_LETTERS, WriteDeadLetters
+from transforms.light_curve_store import AddToStore
 from transforms.positions import POSITION_KEYS, CrossmatchPositions
 from transforms.progress import clear_progress
 from transforms.reading import BATCHES, ReadAlerts
@@ -49,6 +50,12 @@ class XmatchJob:
         Of a batch.
     codec, level, precision
         See :class:`~transforms.writing.WriteAlerts`.
+    store : Path, optional
+        Light-curve store to add the detections to.
+    crossmatches : Path, optional
+        Folder of the parts of the crossmatches, if not ``crossmatches``.
+    progress : str
+        Folder to note the progress in, if not ``.progress``.
     """
 
     sources: tuple[Source, ...]
@@ -61,16 +68,24 @@ class XmatchJob:
     codec: str = "zstandard"
     level: int | None = None
     precision: str = "float"
+    store: Path | None = None
+    crossmatches: Path | None = None
+    progress: str = ""
 
     @property
     def progress_folder(self) -> str:
         """Where the workers note how far they are."""
-        return str(self.output / ".progress")
+        return self.progress or str(self.output / ".progress")
 
     @property
     def parts_folder(self) -> Path:
         """The parts of ``crossmatches.parquet``, one per unit of work; they stay for runs that add to the folder."""
-        return self.output / "crossmatches"
+        return self.crossmatches or self.output / "crossmatches"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where each unit of work has files of its own."""
+        return self.output / "alerts", self.output / "dead_letters", self.parts_folder
 
 
 def build(root: beam.Pipeline, job: XmatchJob) -> None:
@@ -90,6 +105,8 @@ def _build_alerts(sources: beam.PCollection, job: XmatchJob) -> None:
     matched = crossmatch[MATCHED_ALERTS]
     matched | "Write alerts" >> WriteAlerts(job.output / "alerts", job.codec, job.level, job.precision)
     matched | "Write crossmatches" >> WriteRows(job.parts_folder, _crossmatches)
+    if job.store is not None:
+        matched | "Add to the light curves" >> AddToStore(job.store)
     read[DEAD_LETTERS] | "Keep unreadable packets" >> WriteDeadLetters(dead_letters, "read")
     crossmatch[DEAD_LETTERS] | "Keep failed lookups" >> WriteDeadLetters(dead_letters, "crossmatch")
     if job.database is not None:
@@ -112,13 +129,24 @@ def _as_it_is(element: tuple) -> tuple:
 
 
 def run(job: XmatchJob, pipeline: beam.Pipeline) -> RunCounts:
-    """Run a job to its end in a pipeline made by the caller.
+    """Run a job to its end in a pipeline made by the caller, and join the crossmatches of all nights of the folder.
 
     What a killed run left unfinished is removed first, and what an earlier run wrote from the same sources and this
     one did not write again is removed at the end. What runs on other sources wrote stays: nights add up in a folder.
     """
     remove_unfinished(job)
-    earlier = {path: path.stat().st_ino for path in _files_of(job)}
+    counts = run_counts(run_units(job, pipeline))
+    join_parts(job.parts_folder, job.output / CROSSMATCHES, crossmatches_schema(job), as_csv=job.positions)
+    remove_unfinished(job)
+    return counts
+
+
+def run_units(job: XmatchJob, pipeline: beam.Pipeline) -> dict[str, int]:
+    """Write what belongs to a job's own units of work, so that other jobs may work in the folder; give the counters."""
+    units = {source.name for source in job.sources}
+    for folder in job.folders:
+        remove_partial_files(folder, units)
+    earlier = {path: path.stat().st_ino for path in _files_of(job, units)}
     build(pipeline, job)
     with _quick_switches():
         result = pipeline.run()
@@ -127,9 +155,7 @@ def run(job: XmatchJob, pipeline: beam.Pipeline) -> RunCounts:
         # A file that replaced another was made while that one existed, and has another number.
         if path.stat().st_ino == number:
             path.unlink()
-    join_parts(job.parts_folder, job.output / CROSSMATCHES, crossmatches_schema(job), as_csv=job.positions)
-    remove_unfinished(job)
-    return run_counts(result)
+    return counters(result)
 
 
 @contextmanager
@@ -152,16 +178,14 @@ def crossmatches_schema(job: XmatchJob) -> pa.Schema:
 
 def remove_unfinished(job: XmatchJob) -> None:
     """Remove what only has a meaning while a job runs; a killed run leaves it behind."""
-    for folder in (job.output / "alerts", job.output / "dead_letters", job.parts_folder):
+    for folder in job.folders:
         remove_partial_files(folder)
     for name in (CROSSMATCHES, str(Path(CROSSMATCHES).with_suffix(".csv"))):
         partial_name(job.output / name).unlink(missing_ok=True)
     clear_progress(job.progress_folder)
 
 
-def _files_of(job: XmatchJob) -> list[Path]:
+def _files_of(job: XmatchJob, units: Collection[str]) -> list[Path]:
     """Files that an earlier run wrote from the job's sources."""
-    units = {source.name for source in job.sources}
-    folders = (job.output / "alerts", job.output / "dead_letters", job.parts_folder)
-    files = [path for folder in folders for path in folder.glob("[!.]*")]
+    files = [path for folder in job.folders for path in folder.glob("[!.]*")]
     return [path for path in files if path.name.partition(".")[0] in units]

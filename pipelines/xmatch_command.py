@@ -34,6 +34,7 @@ from pipelines.running import (
 )
 from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS, UsageError
 from pipelines.xmatch import XmatchJob, remove_unfinished, run
+from run_folder.layout import RunLayout
 from transforms.positions import PositionsError, are_positions, check_positions
 from xmatch.layout import CatalogError
 
@@ -144,10 +145,10 @@ def _job(options: argparse.Namespace, environment: Environment, output: Path) ->
     matchers = make_matchers(options, environment)
     if options.batch_alerts < 1:
         raise UsageError("--batch-alerts must be at least 1")
-    levels = _LEVELS.get(options.codec)
-    if levels and options.compression_level is not None and options.compression_level not in levels:
-        raise UsageError(f"--compression-level: {options.codec} has the levels {levels[0]} to {levels[-1]}")
-    _check_output(output, options.inputs, sources)
+    check_level(options.codec, options.compression_level)
+    check_output(output, options.inputs, sources)
+    if RunLayout(output).ledger.is_dir():
+        raise UsageError(f"{output} is the folder of a backfill: name another folder, or add to it with 'backfill'")
     return XmatchJob(
         sources=tuple(sources),
         matchers=tuple(matchers),
@@ -161,7 +162,14 @@ def _job(options: argparse.Namespace, environment: Environment, output: Path) ->
     )
 
 
-def _check_output(output: Path, inputs: Sequence[str], sources: Sequence[Source]) -> None:
+def check_level(codec: str, level: int | None) -> None:
+    """Refuse a compression level that the codec does not have."""
+    levels = _LEVELS.get(codec)
+    if levels and level is not None and level not in levels:
+        raise UsageError(f"--compression-level: {codec} has the levels {levels[0]} to {levels[-1]}")
+
+
+def check_output(output: Path, inputs: Sequence[str], sources: Sequence[Source]) -> None:
     """Refuse a folder that cannot be made, or whose files would be read as input."""
     for folder in (output, *output.parents):
         if folder.exists():

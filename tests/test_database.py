@@ -7,6 +7,8 @@ import multiprocessing
 import pickle
 import threading
 import time
+import uuid
+from contextlib import closing
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from database_fixtures import IMPATIENT, database, database_url, empty_url, execute, rows_of  # noqa: F401
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, make_url
 
-from database import rules
+from database import client, rules, upsert
 from database.client import Database, DatabaseUnavailable, RetryPolicy
 from database.embedded import start_embedded
 from database.settings import DatabaseSettingsError, normalise_url, safe_url
@@ -88,6 +90,26 @@ def matches(*oids: str, dist: float = 0.5) -> pa.Table:
             "dist": [dist] * count,
         }
     )
+
+
+def features(*oids: str, version: str = "1", known_ndet: int = 5) -> pa.Table:
+    """Three features for each object."""
+    count = 3 * len(oids)
+    return pa.table(
+        {
+            "oid": np.repeat(np.array(oids, dtype=object), 3),
+            "name": ["Amplitude", "PPE", "rb"] * len(oids),
+            "fid": [1, 12, 0] * len(oids),
+            "version": [version] * count,
+            "value": pa.array([0.5, None, 1.0] * len(oids)),
+            "known_ndet": [known_ndet] * count,
+        }
+    )
+
+
+def plain(url: str) -> str:
+    """URL as psycopg2 takes it."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 class TestRoundTrip:
@@ -163,24 +185,22 @@ class TestIdempotence:
         sources = pa.table({"oid_catalog": [f"J{oid}" for oid in oids], "ra": [1.0] * 500, "dec": [float("nan")] * 500})
         batch = {"object": objects(*oids), "allwise": sources, "xmatch": matches(*oids)}
         version = "xmin::text, ctid::text"
+        # Neither autovacuum nor statistics that lag behind have a say in what the files hold.
+        sizes = "SELECT relname, pg_relation_size(oid) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
         versions = (
             f"SELECT 'o', oid, {version} FROM object UNION ALL SELECT 'a', oid_catalog, {version} FROM allwise "
             f"UNION ALL SELECT 'x', oid, {version} FROM xmatch ORDER BY 1, 2"
         )
 
         first = database.write(batch)
-        before = rows_of(versions)
+        before, sizes_before = rows_of(versions), rows_of(sizes)
         second = database.write(batch)
 
         assert first.counts == dict.fromkeys(("object", "allwise", "xmatch"), TableCounts(inserted=500))
         assert second.counts == dict.fromkeys(("object", "allwise", "xmatch"), TableCounts(unchanged=500))
         assert len(before) == 1500
         assert rows_of(versions) == before
-        database.close()
-        for table in batch:
-            execute(database.url, f"ANALYZE {table}")
-        dead = rows_of("SELECT sum(n_dead_tup), sum(n_live_tup) FROM pg_stat_user_tables WHERE relname <> 'step'")
-        assert dead == [(0, 1500)]
+        assert sorted(rows_of(sizes)) == sorted(sizes_before)
 
     def test_counts_tell_inserted_updated_and_unchanged(self, database):
         database.write({"object": objects("a", "b")})
@@ -190,6 +210,149 @@ class TestIdempotence:
     def test_nothing_to_write(self, database):
         assert database.write({"object": objects()}).counts == {"object": TableCounts()}
         assert database.write({}).counts == {}
+
+
+class TestNewKeys:
+    """Rows with new keys are copied into the table itself, which must show in nothing but time."""
+
+    def test_of_new_and_stored_ones_each_gets_its_due(self, database, rows_of):
+        database.write({"object": objects("b", "d")})
+        result = database.write({"object": objects("a", "b", "c", "d", "e", lastmjd=58001.0)})
+        assert result.counts == {"object": TableCounts(inserted=3, updated=2)}
+        assert rows_of("SELECT oid, lastmjd FROM object ORDER BY 1") == [(oid, 58001.0) for oid in "abcde"]
+
+    @pytest.mark.parametrize("lastmjd", [57999.0, 58001.0])
+    def test_keys_that_another_writer_stores_in_the_meantime(self, database, rows_of, monkeypatch, lastmjd):
+        database.write({"object": objects("b", "c")})
+        monkeypatch.setattr(upsert, "rows_with_new_keys", lambda cursor, rule, rows: np.ones(rows.num_rows, np.bool_))
+        result = database.write({"object": objects("a", "b", "c", lastmjd=lastmjd)})
+        assert result.counts == {"object": TableCounts(inserted=1, updated=2, unchanged=0)}
+        expected = [("a", lastmjd, lastmjd), *((oid, min(58000.0, lastmjd), max(58000.0, lastmjd)) for oid in "bc")]
+        assert rows_of("SELECT oid, firstmjd, lastmjd FROM object ORDER BY 1") == expected
+
+    def test_a_new_version_beside_the_old_one(self, database, rows_of):
+        database.write({"object": objects("a"), "feature_version": pa.table({"version": ["1", "2"]})})
+        for version in ("1", "2"):
+            assert database.write({"feature": features("a", version=version)}).counts["feature"].inserted == 3
+        assert rows_of("SELECT version, count(*) FROM feature GROUP BY 1 ORDER BY 1") == [("1", 3), ("2", 3)]
+
+    def test_columns_of_other_types_than_ours(self, database, rows_of):
+        execute(database.url, "ALTER TABLE allwise ALTER w1mpro TYPE real, ALTER oid_catalog TYPE char(4)")
+        table = pa.table({"oid_catalog": ["J1", "J2"], "ra": [1.0, 2.0], "dec": [3.0, 4.0], "w1mpro": [0.1, None]})
+        assert database.write({"allwise": table}).counts == {"allwise": TableCounts(inserted=2)}
+        assert rows_of("SELECT ra, w1mpro FROM allwise ORDER BY 1") == [(1.0, 0.1), (2.0, None)]
+
+    def test_times_at_the_ends_of_the_range(self, database, rows_of):
+        moments = [-(2**63) + 1, 2**62 + 1, -1, 0, None]
+        table = pa.concat_tables([matches(f"o{i}") for i in range(5)])
+        table = table.append_column("catalog_created", pa.array(moments, pa.timestamp("us", tz="UTC")))
+        result = database.write({"object": objects(*table["oid"].to_pylist()), "xmatch": table})
+        assert [(row.index, "out of range" in row.reason) for row in result.refused] == [(0, True)]
+        stored = rows_of("SELECT (extract(epoch FROM catalog_created) * 1000000)::bigint FROM xmatch ORDER BY oid")
+        assert stored == [(2**62 + 1,), (-1,), (0,), (None,)]
+
+
+class TestForeignKeys:
+    """They are checked for a batch at once where that is the same; a trigger for each row costs twice the rest."""
+
+    BATCH: ClassVar = {"object": objects("a", "b"), "xmatch": matches("a", "b", "unknown")}
+
+    def check(self, database):
+        for counts in (TableCounts(inserted=2, refused=1), TableCounts(unchanged=2, refused=1)):
+            result = database.write(self.BATCH)
+            assert result.counts["xmatch"] == counts
+            assert [(row.key, "foreign key" in row.reason) for row in result.refused] == [
+                (("unknown", "allwise"), True)
+            ]
+
+    def test_as_the_owner_of_the_server(self, database):
+        self.check(database)
+
+    def test_as_an_ordinary_user(self, database):
+        role = f"role_{uuid.uuid4().hex}"
+        execute(database.url, f"CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        try:
+            with Database(make_url(database.url).set(username=role).render_as_string(False), IMPATIENT) as other:
+                self.check(other)
+        finally:
+            execute(database.url, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    def test_a_key_that_we_do_not_know_is_kept(self, database):
+        execute(database.url, "ALTER TABLE xmatch ADD FOREIGN KEY (oid_catalog) REFERENCES allwise")
+        result = database.write(self.BATCH)
+        assert result.counts["xmatch"] == TableCounts(refused=3)
+        assert all("foreign key" in row.reason for row in result.refused)
+
+    def test_triggers_of_others_are_run(self, database, rows_of):
+        execute(
+            database.url,
+            "CREATE TABLE log (oid varchar); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN INSERT INTO log VALUES (new.oid); RETURN NULL; END'; "
+            "CREATE TRIGGER note AFTER INSERT ON xmatch FOR EACH ROW EXECUTE FUNCTION note()",
+        )
+        self.check(database)
+        assert rows_of("SELECT oid FROM log ORDER BY 1") == [("a",), ("b",)]
+
+    def test_a_row_referred_to_stays_until_the_commit(self, database):
+        rules_of = rules.known_rules()
+        with closing(psycopg2.connect(plain(database.url))) as connection, connection.cursor() as cursor:
+            database.write({"object": objects("a")})
+            upsert.write_tables(
+                connection, {rules_of["xmatch"]: upsert.checked_columns(rules_of["xmatch"], matches("a"))}
+            )
+            with pytest.raises(psycopg2.errors.LockNotAvailable):
+                execute(database.url, "SET lock_timeout = '100ms'; DELETE FROM object")
+            cursor.execute("SHOW session_replication_role")
+            assert cursor.fetchone() == ("origin",)
+
+
+class TestWritersBesideEachOther:
+    SHARED: ClassVar = {
+        "step": pa.table(
+            {
+                "step_id": ["f"],
+                "name": ["f"],
+                "version": ["1"],
+                "comments": [""],
+                "date": [datetime.datetime(2024, 1, 1)],
+            }
+        ),
+        "feature_version": pa.table({"version": ["1"], "step_id_feature": ["f"]}),
+        "taxonomy": pa.table({"classifier_name": ["c"], "classifier_version": ["1"], "classes": [["A", "B"]]}),
+        "allwise": pa.table({"oid_catalog": ["J1"], "ra": [1.0], "dec": [2.0]}),
+    }
+
+    def test_equal_rows_are_not_waited_for(self, database, rows_of):
+        database.write(self.SHARED)
+        before = rows_of("SELECT xmin::text, xmax::text FROM allwise UNION ALL SELECT xmin::text, xmax::text FROM step")
+        by_rule = {
+            rule: upsert.checked_columns(rule, rows)
+            for name, rule in rules.known_rules().items()
+            if (rows := (self.SHARED | {"object": objects("a"), "feature": features("a")}).get(name)) is not None
+        }
+        impatient = make_url(database.url).update_query_dict({"options": "-c lock_timeout=500"})
+        with (
+            closing(psycopg2.connect(plain(database.url))) as connection,
+            Database(impatient.render_as_string(False), IMPATIENT) as other,
+        ):
+            # This transaction stays open, as that of a worker with a long batch.
+            upsert.write_tables(connection, by_rule)
+            result = other.write(self.SHARED | {"object": objects("b"), "feature": features("b")})
+            connection.commit()
+        assert result.counts["feature"].inserted == 3
+        assert [result.counts[name] for name in self.SHARED] == [TableCounts(unchanged=1)] * 4
+        assert rows_of("SELECT oid, count(*) FROM feature GROUP BY 1 ORDER BY 1") == [("a", 3), ("b", 3)]
+        assert before == rows_of(
+            "SELECT xmin::text, xmax::text FROM allwise UNION ALL SELECT xmin::text, xmax::text FROM step"
+        )
+
+    def test_two_processes_with_objects_of_their_own(self, database, rows_of):
+        database.write({"step": self.SHARED["step"]})
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            refused = pool.starmap(_write_own, [(database, worker, self.SHARED) for worker in range(2)])
+        assert refused == [0, 0]
+        assert rows_of("SELECT count(DISTINCT oid), count(*) FROM feature") == [(400, 1200)]
+        assert rows_of("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
 
 
 class TestRefusedRows:
@@ -388,6 +551,47 @@ class TestFailuresOfTheServer:
             database.write({"object": objects("a")})
         assert "s3cret" not in str(raised.value) + repr(database)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"database": "no_such_one"}, 'database "no_such_one" does not exist'),
+            ({"username": "nobody_knows"}, 'role "nobody_knows" does not exist'),
+        ],
+    )
+    def test_a_server_that_does_not_let_us_in_is_not_asked_again(self, empty_url, change, message):
+        url = make_url(empty_url).set(**change).render_as_string(False)
+        patient = RetryPolicy(attempts=2, first_delay_s=60, max_delay_s=60)
+        with (
+            Database(url, patient) as database,
+            pytest.raises(DatabaseUnavailable, match=f"does not let us in: {message}. Check the user"),
+        ):
+            database.create_tables()
+
+    def test_a_wrong_password(self, tmp_path):
+        start_embedded(tmp_path).stop()
+        access = tmp_path / "data" / "pg_hba.conf"
+        access.write_text("local all me scram-sha-256\n" + access.read_text())
+        with start_embedded(tmp_path) as server:
+            execute(server.url, "CREATE ROLE me LOGIN PASSWORD 's3cret'")
+            for password, message in (("wr0ng", "password authentication failed"), (None, "no password supplied")):
+                url = make_url(server.url).set(username="me", password=password).render_as_string(False)
+                patient = RetryPolicy(attempts=2, first_delay_s=60, max_delay_s=60)
+                with Database(url, patient) as database, pytest.raises(DatabaseUnavailable, match=message) as raised:
+                    database.write({"object": objects("a")})
+                assert "wr0ng" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            'connection to server at "db", port 5432 failed: FATAL:  the database system is starting up',
+            'connection to server at "db", port 5432 failed: Connection refused',
+            'connection to server at "db", port 5432 failed: FATAL:  sorry, too many clients already',
+            "server closed the connection unexpectedly",
+        ],
+    )
+    def test_what_may_pass_is_waited_for(self, message):
+        assert not client._lets_nobody_in(psycopg2.OperationalError(message))
+
     def test_goes_on_after_the_connection_was_cut(self, database, rows_of):
         database.write({"object": objects("a")})
         rows_of("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'alertbeam'")
@@ -426,7 +630,7 @@ class TestFailuresOfTheServer:
 
     def test_a_deadlock_with_another_program_is_outlasted(self, database, rows_of):
         database.write({"object": objects("a", "b")})
-        other = psycopg2.connect(make_url(database.url).set(drivername="postgresql").render_as_string(False))
+        other = psycopg2.connect(plain(database.url))
         other_error = []
         with other.cursor() as cursor:
             cursor.execute("SET deadlock_timeout = '10s'; UPDATE object SET ndet = 2 WHERE oid = 'b'")
@@ -548,6 +752,14 @@ def _write_shuffled(database: Database, seed: int) -> int:
             "xmatch": matches(*oids, dist=0.5 + round_number),
         }
         refused += len(database.write(batch).refused)
+    return refused
+
+
+def _write_own(database: Database, worker: int, shared: dict[str, pa.Table]) -> int:
+    refused = 0
+    for batch in range(20):
+        oids = [f"{worker}-{batch}-{i}" for i in range(10)]
+        refused += len(database.write(shared | {"object": objects(*oids), "feature": features(*oids)}).refused)
     return refused
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks_command
-from benchmarks import archive, catalog, decode, features, forest, match, serve, upsert
+from benchmarks import archive, catalog, decode, features, forest, match, night, serve, upsert
 from pipelines.cli import main, parser
+from run_folder import open_run
 from simulation import simulate_sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,8 +25,8 @@ def workplace(tmp_path_factory):
     catalog = folder / "catalogs" / "allwise"
     assert main(["catalog", "build", "allwise", str(sample.catalog.path), "--output", str(catalog)]) == 0
     night = str(folder / "ztf_public_20200330.tar.gz")
-    command = ["xmatch", night, "--catalog", str(catalog), "--output", str(folder / "run"), "--database", "none"]
-    assert main(command) == 0
+    command = ["backfill", night, "--catalog", str(catalog), "--output", str(folder / "run"), "--database", "none"]
+    assert main([*command, "--model", str(ROOT / "classifier" / "demo_model"), "--buckets", "2", "--no-hats"]) == 0
     some = next((folder / "run" / "alerts").glob("*.avro"))
     some.rename(some.with_name("SOME.avro"))
     return folder
@@ -33,11 +34,12 @@ def workplace(tmp_path_factory):
 
 def test_readme_python_runs(workplace, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    some = open_run(workplace / "run").features().index[0]
     monkeypatch.chdir(workplace)
     for block in blocks:
         names: dict = {}
-        exec(block, names)
+        exec(block.replace("ZTF18abcdefg", some), names)
     assert len(names["frame"]) > 0
     assert len(names["matches"].status) == len(names["frame"])
     assert "allwise" in capsys.readouterr().out
@@ -46,7 +48,7 @@ def test_readme_python_runs(workplace, monkeypatch, capsys):
 def test_readme_commands_are_understood():
     blocks = re.findall(r"^```\w*\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M)
     commands = re.findall(r"^alertbeam (.+)$", "".join(blocks), re.M)
-    assert len(commands) == 7
+    assert len(commands) == 10
     for command in commands:
         arguments = [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', command)]
         parser().parse_args(arguments)
@@ -79,6 +81,7 @@ CASES = {
         {"objects": 4, "peer_objects": 1, "repeats": 1, "points": 20, "growth": (2,)},
         {"features-alerce", "features-accurate", "features-period"},
     ),
+    "night": (night.run, {"alerts": 60, "month_nights": 0}, {"night", "night-crossmatch"}),
 }
 
 

@@ -19,7 +19,7 @@ from pipeline_fixtures import Sample, alertbeam, make_sample  # noqa: F401
 from alerts.dead_letters import read_dead_letters
 from lightcurves.features.compute import feature_names, feature_schema
 from simulation.light_curves import simulate_light_curves
-from transforms.features import merge_sorted
+from transforms.features import CrossmatchFileError, check_crossmatches, merge_sorted, read_crossmatches
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,22 @@ def test_order_batches_and_repetition_change_nothing(sample, shuffled, written, 
     assert answer["status"] == 0
     assert answer["repeated"] == 80
     assert first.read_bytes() == (written / "f.parquet").read_bytes()
+
+
+def test_crossmatches_in_parts_are_those_of_one_file(written, tmp_path) -> None:
+    file = written / "run" / "crossmatches.parquet"
+    rows, parts = pq.read_table(file), tmp_path / "crossmatches.parquet"
+    parts.mkdir()
+    with pytest.raises(CrossmatchFileError, match=r"no \*.parquet"):
+        check_crossmatches(parts)
+    pq.write_table(rows.slice(5), parts / "b.parquet")
+    # Where no alert has a match, a catalogue's columns may be absent.
+    pq.write_table(rows.slice(0, 5), parts / "a.parquet")
+    few = rows.slice(0, 5).filter(pa.array([False] * 5)).select(rows.column_names[:10])
+    pq.write_table(few, parts / "c.parquet")
+    check_crossmatches(parts)
+    assert read_crossmatches(parts).equals(read_crossmatches(file))
+    assert len(read_crossmatches(parts)) > 0
 
 
 def test_crossmatches_of_a_run_give_the_same_as_a_crossmatch(sample, written, alertbeam, tmp_path) -> None:

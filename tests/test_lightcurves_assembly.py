@@ -14,9 +14,9 @@ from lightcurves_fixtures import random_packets, tables
 from lightcurves import reference
 from lightcurves.assembly import assemble
 from lightcurves.batch import LightCurveBatch
-from lightcurves.buckets import bucket_of
 from lightcurves.correction import correct, is_dubious, is_stellar
 from lightcurves.forced import forced_magnitudes
+from storage.buckets import bucket_of
 
 CORRECTED = ("magpsf_corr", "sigmapsf_corr", "sigmapsf_corr_ext")
 

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pipeline_fixtures import Sample, alertbeam, make_sample  # noqa: F401
+from run_fixtures import VERSION, make_run
 
 from lightcurves import plot
 from pipelines.cli import main
+from run_folder import open_run
+from run_folder.layout import RunLayout
 from simulation.light_curves import simulate_light_curves
 
 
@@ -103,6 +107,73 @@ def test_packets_and_enriched_alerts_show_the_same(sample, run_folder, alertbeam
         pd.testing.assert_frame_equal(drawn[0][name], drawn[1][name])
     assert set(drawn[0]["detections"].oid) == {oid}
     assert drawn[0]["period_days"] is None
+
+
+@pytest.fixture(scope="module")
+def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run that keeps light curves."""
+    return make_run(tmp_path_factory.mktemp("backfilled"), alerts=80).folder
+
+
+def classified_object(folder: Path) -> str:
+    """Name of an object that was classified and has a match."""
+    run = open_run(folder)
+    matched = run.crossmatches().oid
+    return run.probabilities().index.intersection(matched)[0]
+
+
+def test_a_run_that_keeps_light_curves_needs_no_alerts(backfilled, alertbeam, drawn, tmp_path) -> None:
+    oid = classified_object(backfilled)
+    without = shutil.copytree(backfilled, tmp_path / "without", ignore=shutil.ignore_patterns("alerts"))
+    answer = alertbeam("show", oid, without, "--output", tmp_path / "a.png")
+    assert answer["status"] == 0, answer["err"]
+    run = open_run(backfilled)
+    (picture,) = drawn
+    expected = run.light_curve(oid)
+    pd.testing.assert_frame_equal(picture["detections"], expected.detections, check_dtype=False)
+    pd.testing.assert_frame_equal(picture["non_detections"], expected.non_detections, check_dtype=False)
+    row = run.probabilities().loc[oid]
+    match = run.crossmatches(oids=oid).sort_values(["angDist", "candid"]).iloc[0]
+    notes = " ".join(picture["notes"])
+    assert f"class {row['class']} with probability {row.class_probability:.2f} (lc_classifier demo)" in notes
+    assert f"allwise {match.AllWISE} at {match.angDist:.2f}″" in notes
+
+
+def test_a_stored_light_curve_is_that_of_its_alerts(backfilled, alertbeam, drawn, tmp_path) -> None:
+    oid = classified_object(backfilled)
+    for place in (backfilled, backfilled / "alerts"):
+        assert alertbeam("show", oid, place, "--no-fold", "--output", tmp_path / "a.png")["status"] == 0
+    for name in ("detections", "non_detections"):
+        pd.testing.assert_frame_equal(drawn[0][name], drawn[1][name])
+
+
+def test_the_period_is_that_of_the_newest_features(backfilled, alertbeam, drawn, tmp_path) -> None:
+    oid = classified_object(backfilled)
+    features = pq.read_table(RunLayout(backfilled).results().features(VERSION), partitioning=None)
+    periods = pa.array([3.25] * len(features))
+    changed = features.set_column(features.column_names.index("Multiband_period"), "Multiband_period", periods)
+    run = shutil.copytree(backfilled, tmp_path / "run", ignore=shutil.ignore_patterns("ledger", "version=*"))
+    pq.write_table(changed.replace_schema_metadata({"feature_version": "2"}), run / "features.parquet")
+    assert alertbeam("show", oid, run, "--output", tmp_path / "a.png")["status"] == 0
+    assert drawn[0]["period_days"] == 3.25
+
+
+def test_an_object_that_no_store_has_is_told(backfilled, sample, alertbeam, tmp_path) -> None:
+    oid = open_run(backfilled).objects(columns=[]).index[3]
+    answer = alertbeam("show", oid[:-1] + "0", backfilled, "--output", tmp_path / "a.png")
+    assert answer["status"] == 2
+    assert f"among the {len(open_run(backfilled).objects())} objects" in answer["err"]
+    assert oid in answer["err"].partition("names like it: ")[2]
+
+
+def test_a_damaged_table_of_a_run_is_told(backfilled, alertbeam, drawn, tmp_path) -> None:
+    oid = classified_object(backfilled)
+    run = shutil.copytree(backfilled, tmp_path / "run")
+    for path in RunLayout(run).crossmatches.iterdir():
+        path.write_bytes(b"damaged")
+    answer = alertbeam("show", oid, run, "--output", tmp_path / "a.png")
+    assert answer["status"] == 2
+    assert "cannot be read as a Parquet file" in answer["err"]
 
 
 def test_the_period_of_a_table_is_computed(rr_lyrae, alertbeam, drawn, tmp_path) -> None:

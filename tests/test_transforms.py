@@ -25,7 +25,7 @@ from alerts.reader import Limits, read_source
 from alerts.sources import Source, find_sources
 from database.client import Database
 from pipelines.xmatch import XmatchJob, build
-from transforms.counts import RunCounts, run_counts
+from transforms.counts import RunCounts, counters, run_counts
 from transforms.crossmatch import MATCHED_ALERTS, Crossmatch, MatchedAlerts
 from transforms.dead_letters import DEAD_LETTERS, WriteDeadLetters
 from transforms.reading import BATCHES, ReadAlerts
@@ -49,7 +49,7 @@ def counted(apply: Callable[[beam.Pipeline], Any]) -> RunCounts:
     apply(pipeline)
     result = pipeline.run()
     result.wait_until_finish()
-    return run_counts(result)
+    return run_counts(counters(result))
 
 
 def read(*inputs: Path) -> list[AlertBatch]:

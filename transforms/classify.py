@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +15,12 @@ from apache_beam.utils.shared import Shared
 
 from alerts.container import SYNC_BYTES, blocks, header_bytes, parse_header, sync_marker, write_long
 from alerts.enrich import EnrichedAlerts
-from alerts.files import replacing
 from alerts.writer import AlertFile
 from classifier.messages import encode_messages, message_schema_text
 from classifier.outputs import Classification, classify, file_rows, object_rows, probability_rows, taxonomy_rows
 from database.client import Database
 from database.rules import PROVISIONAL_STEP_ID
+from storage.files import replacing
 from transforms.counts import count
 from transforms.dead_letters import DEAD_LETTERS, dead_letter
 from transforms.feature_reading import FeatureBatch
@@ -112,23 +112,27 @@ class WriteProbabilities(beam.PTransform):
     Parameters
     ----------
     database : Database
+    label : str
+        What the model's version ends with in the tables.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, label: str = "") -> None:
         super().__init__()
-        self._database = database
+        self._writing = _WriteProbabilities(database, label)
 
     def expand(self, classified: beam.PCollection) -> Any:
         """Apply to a PCollection of ClassifiedBatch."""
-        return classified | beam.ParDo(_WriteProbabilities(self._database)).with_outputs(DEAD_LETTERS, main="done")
+        return classified | beam.ParDo(self._writing).with_outputs(DEAD_LETTERS, main="done")
 
 
 class _WriteProbabilities(beam.DoFn):
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, label: str) -> None:
+        self._database, self._label = database, label
 
     def process(self, classified: ClassifiedBatch) -> Iterator[Any]:
         batch, classification = classified.batch, classified.classification
+        stamp = classification.stamp
+        classification = replace(classification, stamp=replace(stamp, version=stamp.version + self._label))
         result = self._database.write(
             {
                 "object": object_rows(classification, PROVISIONAL_STEP_ID),

@@ -62,9 +62,8 @@ class RunCounts:
         return sum((self.dead_letters or {}).values())
 
 
-def run_counts(result: PipelineResult) -> RunCounts:
-    """Read the counters of a finished pipeline."""
-    found = counters(result)
+def run_counts(found: Mapping[str, int]) -> RunCounts:
+    """Arrange the counters of a finished pipeline."""
 
     def by(prefix: str) -> dict[str, int]:
         return counters_by(found, prefix)

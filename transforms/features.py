@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Collection, Iterator
+from functools import lru_cache, reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from alerts.dead_letters import DeadLetter
-from alerts.files import replacing
 from database.client import Database
 from database.upsert import WriteResult
 from lightcurves.batch import LightCurveBatch
 from lightcurves.features.compute import FeatureBatch, compute_features
 from lightcurves.features.curves import Mode
 from lightcurves.summary import WISE
+from storage.files import replacing
 from transforms.counts import count
 from transforms.dead_letters import DEAD_LETTERS, dead_letter
 from transforms.light_curve_tables import feature_tables, light_curve_tables
@@ -174,27 +176,30 @@ class WriteFeatureTables(beam.PTransform):
         Row of table ``step``, which must be there.
     unit : str
         Unit of work that names the dead letters.
+    without : collection of str
+        Tables to leave alone.
     """
 
-    def __init__(self, database: Database, step_id: str, unit: str) -> None:
+    def __init__(self, database: Database, step_id: str, unit: str, without: Collection[str] = ()) -> None:
         super().__init__()
-        self._database, self._step_id, self._unit = database, step_id, unit
+        self._writing = _WriteTables(database, step_id, unit, frozenset(without))
 
     def expand(self, featured: beam.PCollection) -> Any:
         """Apply to a PCollection of FeaturedLightCurves."""
-        writing = _WriteTables(self._database, self._step_id, self._unit)
-        return featured | beam.ParDo(writing).with_outputs(DEAD_LETTERS, main="done")
+        return featured | beam.ParDo(self._writing).with_outputs(DEAD_LETTERS, main="done")
 
 
 class _WriteTables(beam.DoFn):
-    def __init__(self, database: Database, step_id: str, unit: str) -> None:
-        self._database, self._step_id, self._unit = database, step_id, unit
+    def __init__(self, database: Database, step_id: str, unit: str, without: frozenset[str]) -> None:
+        self._database, self._step_id, self._unit, self._without = database, step_id, unit, without
 
     def process(self, element: FeaturedLightCurves) -> Iterator[Any]:
         if not len(element.light_curves):
             return
         tables = light_curve_tables(element.light_curves, self._step_id)
-        tables |= feature_tables(element.features, element.light_curves, self._step_id, self._step_id)
+        if "feature" not in self._without:
+            tables |= feature_tables(element.features, element.light_curves, self._step_id, self._step_id)
+        tables = {name: table for name, table in tables.items() if name not in self._without}
         result = self._database.write(tables)
         for name, counts in result.counts.items():
             count(f"rows:{name}", counts.written)
@@ -218,15 +223,17 @@ class CrossmatchFileError(ValueError):
 
 
 def check_crossmatches(path: Path) -> None:
-    """Look at the columns of a file of crossmatches.
+    """Look at the columns of crossmatches, a file or a folder of parts.
 
     Raises
     ------
     CrossmatchFileError
-        If it is no Parquet file or lacks a column.
+        If it is no Parquet or lacks a column.
     """
     try:
-        names = pq.read_schema(path).names
+        if path.is_dir() and not _parts(path):
+            raise CrossmatchFileError(f"{path}: there is no *.parquet in this folder")
+        names = _schema(path).names
     except (pa.ArrowException, OSError) as error:
         raise CrossmatchFileError(f"{path}: cannot be read as a Parquet file ({str(error)[:100]})") from error
     missing = [name for name in CROSSMATCH_COLUMNS if name not in names]
@@ -239,8 +246,19 @@ def check_crossmatches(path: Path) -> None:
 @lru_cache(maxsize=1)
 def read_crossmatches(path: Path) -> pa.Table:
     """AllWISE matches of a run's ``crossmatches.parquet`` as :func:`lightcurves.assembly.assemble` takes them."""
-    names = set(pq.read_schema(path).names)
+    schema = _schema(path)
+    columns = [*CROSSMATCH_COLUMNS, *(name for name in _MAYBE if name in schema.names)]
     chosen = {"status": _MATCHED, "catalog": ALLWISE}
-    filters = [(name, "==", value) for name, value in chosen.items() if name in names]
-    columns = [*CROSSMATCH_COLUMNS, *(name for name in _MAYBE if name in names)]
-    return pq.read_table(path, columns=columns, filters=filters or None)
+    conditions = [pc.field(name) == value for name, value in chosen.items() if name in schema.names]
+    parts = ds.dataset([str(part) for part in _parts(path)], schema=schema)
+    return parts.to_table(columns=columns, filter=reduce(and_, conditions) if conditions else None)
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path]
+
+
+def _schema(path: Path) -> pa.Schema:
+    """Columns of all parts: one whose alerts have no match may lack those of a catalogue."""
+    schemas = [pq.read_schema(part).remove_metadata() for part in _parts(path)]
+    return pa.unify_schemas(schemas, promote_options="permissive")

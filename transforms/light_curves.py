@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from alerts.batch import AlertBatch
 from lightcurves.assembly import assemble
 from lightcurves.batch import LightCurveBatch
-from lightcurves.buckets import bucket_of
 from lightcurves.columns import DETECTION_INPUT, JD_MINUS_MJD, NON_DETECTION
 from lightcurves.forced import forced_magnitudes
 from lightcurves.summary import WISE
+from storage.buckets import bucket_of
 from transforms.counts import count
 from transforms.crossmatch import MatchedAlerts
 from xmatch.matcher import MATCHED

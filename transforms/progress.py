@@ -1,4 +1,9 @@
-"""How far a run is: each worker notes it in a small file of its own, whatever the runner, and anyone may read them."""
+"""How far a run is: each worker notes it in a small file of its own, whatever the runner, and anyone may read them.
+
+Where units of work have workers of their own (a backfill), the notes of a unit lie in a folder of its name. They count
+only while the unit is being worked on: what is done is counted by the ledger, and a unit that is tried again begins
+with an empty folder (:func:`clear_progress`), so that nothing is counted twice.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -46,29 +53,45 @@ class ProgressNote:
             self.save()
 
     def save(self) -> None:
-        """Write the note now."""
+        """Write the note now; a note that cannot be written is no reason to end the work."""
         self._written = time.monotonic()
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps(self._numbers))
-        temporary.replace(self._path)
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".new")
+            temporary.write_text(json.dumps(self._numbers))
+            temporary.replace(self._path)
 
 
 def read_progress(folder: str) -> Progress:
     """Sum the notes of all workers."""
+    return _sum(Path(folder).glob("*.json"))
+
+
+def running_progress(folder: str | Path, units: Iterable[str]) -> Progress:
+    """Sum the notes of the units that are being worked on.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds a folder of notes for each unit.
+    units : iterable of str
+        Names of the units that the ledger calls running. Read the ledger first: a unit that ends in between is then
+        missed for a moment, and never counted twice.
+    """
+    return _sum(path for unit in units for path in Path(folder, unit).glob("*.json"))
+
+
+def _sum(notes: Iterable[Path]) -> Progress:
     numbers = asdict(Progress())
-    for path in Path(folder).glob("*.json"):
-        try:
-            note = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        for name in numbers:
-            numbers[name] += note[name]
+    for path in notes:
+        with suppress(OSError, ValueError):
+            for name, number in json.loads(path.read_text()).items():
+                numbers[name] += number
     return Progress(**numbers)
 
 
 def clear_progress(folder: str) -> None:
-    """Remove the notes of a run."""
+    """Remove the notes of a run, or of a unit of work."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -35,6 +35,8 @@ ALERT_KEYS: Final = {
     "jd": pa.float64(),
     "ra": pa.float64(),
     "dec": pa.float64(),
+    "fid": pa.int32(),
+    "magpsf": pa.float32(),
     "source": pa.string(),
     "member": pa.string(),
 }
@@ -177,6 +179,12 @@ def crossmatches_of_alerts(alerts: MatchedAlerts) -> pa.Table:
     """Rows of ``crossmatches.parquet`` for alerts."""
     batch = alerts.batch
     source = pa.repeat(batch.source, len(batch))
-    values = (batch.candid, batch.object_id, batch.jd, batch.ra, batch.dec, source, batch.members)
+    measured = [_field(batch, name).cast(ALERT_KEYS[name]) for name in ("fid", "magpsf")]
+    values = (batch.candid, batch.object_id, batch.jd, batch.ra, batch.dec, *measured, source, batch.members)
     keys = {name: pa.array(value, kind) for (name, kind), value in zip(ALERT_KEYS.items(), values, strict=True)}
     return crossmatch_rows(keys, alerts.matches)
+
+
+def _field(batch: AlertBatch, name: str) -> pa.Array:
+    path = f"candidate.{name}"
+    return batch.arrow(path) if batch.has(path) else pa.nulls(len(batch))

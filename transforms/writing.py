@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from apache_beam.transforms.window import GlobalWindows
 
 from alerts.enrich import enrich
-from alerts.files import partial_name, replacing
 from alerts.writer import AlertFile
 from database.client import Database
 from database.upsert import RefusedRow
+from storage.files import partial_name, replacing
 from transforms.counts import count
 from transforms.crossmatch import MatchedAlerts
 from transforms.dead_letters import DEAD_LETTERS, dead_letter, letter_for_alert
@@ -244,7 +244,7 @@ def join_parts(folder: Path, output: Path, schema: pa.Schema, as_csv: bool = Fal
         Of the parts ``<unit>.parquet``, which are joined in the order of their names.
     output : Path
     schema : pyarrow.Schema
-        Columns at least; those of parts from runs with other catalogues are added, null elsewhere.
+        Columns at least; those of parts from run_folder with other catalogues are added, null elsewhere.
     as_csv : bool
         Write ``<output>.csv`` as well; nulls are empty cells.
     """

@@ -107,6 +107,7 @@ def write_properties(
     columns: Mapping[str, str],
     created: str,
     size_bytes: int,
+    more: Mapping[str, str] | None = None,
 ) -> None:
     """Write `hats.properties`, and the same as `properties`.
 
@@ -122,6 +123,8 @@ def write_properties(
         ISO 8601.
     size_bytes : int
         Size of the partitions.
+    more : mapping, optional
+        Further properties.
     """
     properties = {
         "obs_collection": name,
@@ -140,6 +143,7 @@ def write_properties(
     }
     if version:
         properties["hats_data_semver"] = version
+    properties |= more or {}
     text = "#HATS catalog\n" + "".join(f"{key}={value}\n" for key, value in properties.items())
     for file in PROPERTIES:
         (root / file).write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -38,9 +38,16 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def remove_partial_files(folder: Path) -> int:
-    """Remove what a killed run left unfinished; give the number of files."""
-    left = list(folder.rglob(f".*{PARTIAL}"))
+def remove_partial_files(folder: Path, units: Collection[str] | None = None) -> int:
+    """Remove what a killed run left unfinished; give the number of files.
+
+    Parameters
+    ----------
+    folder : Path
+    units : collection of str, optional
+        Only of these units of work: what stands before the first dot of a file's name; others may be at work.
+    """
+    left = [path for path in folder.rglob(f".*{PARTIAL}") if units is None or path.name[1:].partition(".")[0] in units]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)

@@ -1,0 +1,109 @@
+"""Between alerts and the light-curve store, and from the store to light curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+from lightcurves.assembly import assemble
+from lightcurves.batch import LightCurveBatch
+from lightcurves.store import Appender, LightCurveStore, StoreRows
+from transforms.counts import count
+from transforms.crossmatch import MatchedAlerts
+from transforms.light_curves import slim_rows, wise_rows
+
+
+@dataclass(frozen=True)
+class ChangedBucket:
+    """Objects of a bucket of the store that changed.
+
+    Attributes
+    ----------
+    bucket : int
+    since : int
+        Generation of the store after which; 0 stands for all objects.
+    """
+
+    bucket: int
+    since: int = 0
+
+
+class AddToStore(beam.PTransform):
+    """Add the detections of alerts to the incoming rows of a store; those of a unit of work appear together.
+
+    Parameters
+    ----------
+    store : Path
+        Folder of the store.
+    """
+
+    def __init__(self, store: Path) -> None:
+        super().__init__()
+        self._store = store
+
+    def expand(self, matched: beam.PCollection) -> Any:
+        """Apply to a PCollection of MatchedAlerts."""
+        return matched | beam.ParDo(_AddToStore(self._store))
+
+
+class _AddToStore(beam.DoFn):
+    def __init__(self, store: Path) -> None:
+        self._folder = store
+
+    def setup(self) -> None:
+        self._store = LightCurveStore.open(self._folder)
+        self._unit = ""
+        self._appender: Appender | None = None
+
+    def process(self, alerts: MatchedAlerts) -> None:
+        unit = alerts.batch.unit
+        if self._appender is None or unit != self._unit:
+            self._commit()
+            self._unit, self._appender = unit, self._store.append(unit)
+        self._appender.add(StoreRows(*slim_rows(alerts.batch), wise_rows(alerts)))
+
+    def finish_bundle(self) -> None:
+        self._commit()
+
+    def teardown(self) -> None:
+        if self._appender is not None:
+            self._appender.abandon()
+
+    def _commit(self) -> None:
+        if self._appender is not None:
+            self._appender.commit()
+            self._appender = None
+
+
+class ReadFromStore(beam.PTransform):
+    """Read the light curves of the objects that changed, some objects at a time.
+
+    Parameters
+    ----------
+    store : Path
+    as_of_mjd : float, optional
+        What was known then.
+    """
+
+    def __init__(self, store: Path, as_of_mjd: float | None = None) -> None:
+        super().__init__()
+        self._store, self._as_of_mjd = store, as_of_mjd
+
+    def expand(self, buckets: beam.PCollection) -> beam.PCollection:
+        """Apply to a PCollection of :class:`ChangedBucket`; gives LightCurveBatch."""
+        return buckets | beam.FlatMap(changed_light_curves, self._store, self._as_of_mjd)
+
+
+def changed_light_curves(changed: ChangedBucket, folder: Path, as_of_mjd: float | None) -> Iterator[LightCurveBatch]:
+    """Light curves of the objects of a bucket that changed, those without a detection left out."""
+    store = LightCurveStore.open(folder)
+    oids = store.changed(changed.bucket, changed.since)
+    for rows in store.batches(changed.bucket, oids):
+        batch = assemble(rows.detections, rows.non_detections, as_of_mjd=as_of_mjd, crossmatches=rows.crossmatches)
+        if len(batch):
+            count("objects", len(batch))
+            yield batch
