@@ -15,6 +15,9 @@ _DRIVER = "postgresql+psycopg2"
 _REQUIRED = ("DB_HOST", "DB_USER", "DB_PASSWORD", "DB_NAME")
 _DEFAULT_PORT = "5432"
 
+#: What stands for a password in messages and logs.
+HIDDEN_PASSWORD = "***"
+
 
 class DatabaseSettingsError(ValueError):
     """The settings do not name a database that can be used."""
@@ -114,5 +117,5 @@ def safe_url(url: str) -> str:
     except (ArgumentError, ValueError):
         return "(a database URL that cannot be read)"
     if "password" in parsed.query:
-        parsed = parsed.update_query_dict({"password": "***"})
+        parsed = parsed.update_query_dict({"password": HIDDEN_PASSWORD})
     return parsed.render_as_string(hide_password=True)

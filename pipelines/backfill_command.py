@@ -21,7 +21,7 @@ from alerts.reader import Limits
 from alerts.sources import InputError, Source, find_sources
 from classifier.model import Model, ModelError
 from database.embedded import start_embedded
-from database.settings import safe_url
+from database.settings import HIDDEN_PASSWORD, safe_url
 from lightcurves.features.compute import FEATURES_VERSION
 from lightcurves.features.curves import Mode
 from lightcurves.store import LightCurveStore, StoreError
@@ -105,7 +105,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--mode", choices=[str(mode) for mode in Mode], help="of the features (default: the model's, else accurate)"
     )
-    parser.add_argument("--forced", action="store_true", default=None, help="take forced photometry as detections")
+    parser.add_argument(
+        "--forced", action=argparse.BooleanOptionalAction, help="take forced photometry as detections (default no)"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--database",
@@ -127,8 +129,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="MJD|DATE",
         help="pass 2 with what was known then; the results lie in as_of/. A date means its beginning, UTC",
     )
-    parser.add_argument("--no-hats", action="store_true", help="write no HATS catalogue")
-    parser.add_argument("--hats-light-curves", action="store_true", help="put the light curves into the HATS catalogue")
+    parser.add_argument(
+        "--hats", action=argparse.BooleanOptionalAction, help="write the HATS catalogue of objects (default yes)"
+    )
+    parser.add_argument(
+        "--hats-light-curves",
+        action=argparse.BooleanOptionalAction,
+        help="put the light curves into the HATS catalogue (default no)",
+    )
     parser.add_argument(
         "--programid", metavar="LIST", help="survey programmes wanted, e.g. 1,2,3, or 'all' (default: 1)"
     )
@@ -159,7 +167,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 # What a run keeps for the next start in its folder, and what it is if nothing was said.
-_KEPT: Final[Mapping[str, Any]] = {
+KEPT: Final[Mapping[str, Any]] = {
     "catalog": [],
     "matcher": None,
     "radius": None,
@@ -168,6 +176,8 @@ _KEPT: Final[Mapping[str, Any]] = {
     "model": None,
     "mode": None,
     "forced": False,
+    "hats": True,
+    "hats_light_curves": False,
     "programid": "1",
     "codec": "zstandard",
     "compression_level": None,
@@ -202,7 +212,7 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
                 run_pass_1(run.job, run.driving)
             if options.only != "pass1":
                 run_pass_2(run.job, run.driving)
-                if not options.no_hats:
+                if options.hats:
                     run_export(run.job, run.driving)
         return run.told()
 
@@ -304,11 +314,13 @@ def recorded_settings(layout: RunLayout, needed: bool) -> dict[str, Any]:
 def fill(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """Give what was not said the value that the run began with, else its default."""
     recorded = settings.get("options", {})
-    for name, default in _KEPT.items():
+    for name, default in KEPT.items():
         if getattr(options, name) in (None, []):
             setattr(options, name, recorded.get(name, default))
     for name in ("catalog", "cache", "model"):
         setattr(options, name, _absolute(getattr(options, name)))
+    if options.database and HIDDEN_PASSWORD in options.database:
+        raise UsageError(f"the tables of this run are in {options.database}: name it again with its --database URL")
     if options.workers is None:
         options.workers = os.cpu_count() or 1
 
@@ -417,7 +429,8 @@ def make_job(
     settings = {
         "alertbeam": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "options": {name: getattr(options, name) for name in _KEPT},
+        "options": {name: getattr(options, name) for name in KEPT}
+        | {"database": _without_password(options, environment)},
         "catalogs": catalogs,
         "radius_arcsec": options.radius or DEFAULT_RADIUS_ARCSEC,
         "programs": list(job.programs),
@@ -435,6 +448,11 @@ def make_job(
         },
     }
     return job, settings
+
+
+def _without_password(options: argparse.Namespace, environment: Environment) -> str | None:
+    url = database_of(options.database, environment)
+    return safe_url(url) if options.database and url and url != NO_DATABASE else options.database
 
 
 def _told_of(matcher: Matcher) -> dict[str, Any]:
@@ -503,6 +521,12 @@ def _say_what_goes_on(before: Mapping[str, Any], settings: Mapping[str, Any], le
         old, new = before["versions"].get(name), settings["versions"][name]
         if old != new:
             print(f"alertbeam backfill: {name}: {old} before, {new} now", file=sys.stderr)
+    # The folder of a run may have been moved, with its own database.
+    old, new = (
+        "its own" if place.startswith("/") else place or "none" for place in (before["database"], settings["database"])
+    )
+    if old != new:
+        print(f"alertbeam backfill: database: {old} before, {new} now", file=sys.stderr)
 
 
 def _clear(layout: RunLayout) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pipelines.backfill_command import begun, fill, make_job, recorded_settings
+from pipelines.backfill_command import KEPT, begun, fill, make_job, recorded_settings
 from pipelines.backfill_run import add_letters, remove_replayed, run_export, run_pass_1, run_pass_2, run_refused
 from pipelines.environment import read_environment
 from pipelines.matchers import add_matcher_options
@@ -51,7 +51,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_matcher_options(parser)
     parser.add_argument("--database", metavar="URL", help="database for the tables (default: that of the run)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--no-hats", action="store_true", help="leave the HATS catalogue as it is")
+    parser.add_argument(
+        "--hats", action=argparse.BooleanOptionalAction, help="write the HATS catalogue anew (default as the run's)"
+    )
     parser.add_argument(
         "--max-dead-letters", type=int, default=0, metavar="N", help="more than N exit with status 1 (default 0)"
     )
@@ -66,11 +68,9 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
     environment = read_environment(variables, "backfill")
     layout = RunLayout(_run_of(options.inputs))
     settings = recorded_settings(layout, needed=True)
-    for name in ("model", "mode", "forced", "programid", "codec", "compression_level", "xmatch_precision"):
-        setattr(options, name, None)
-    for name in ("batch_alerts", "buckets", "without_tables"):
-        setattr(options, name, None)
-    options.as_of, options.hats_light_curves, options.attempts, options.output = None, False, 3, str(layout.root)
+    for name in KEPT:
+        vars(options).setdefault(name, None)
+    options.as_of, options.attempts, options.output = None, 3, str(layout.root)
     fill(options, settings)
     options.workers = options.workers or os.cpu_count() or 1
     job, settings = make_job(options, environment, layout)
@@ -89,7 +89,7 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
             run_pass_1(run.job, run.driving)
             remove_replayed(ledger)
             run_pass_2(run.job, run.driving)
-            if not options.no_hats:
+            if options.hats:
                 run_export(run.job, run.driving)
         left = count_letters([path for path in letter_files([str(layout.root)]) if path not in others])
         run.say(f"{left:,} dead letters are left in {layout.dead_letters}")

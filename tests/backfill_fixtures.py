@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -75,10 +76,17 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-def backfilled(run: Path, *arguments: object, name: str = "backfill", status: int = 0) -> dict[str, Any]:
+def backfilled(
+    run: Path,
+    *arguments: object,
+    name: str = "backfill",
+    status: int = 0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Run a command to its end; give its summary and what it said."""
-    words = command(run, *arguments, "--json", "--quiet", "--max-dead-letters", "99", name=name)
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300, env=environment())
+    words = command(run, *arguments, "--json", "--quiet", "--max-dead-letters", "999", name=name)
+    variables = {**environment(), **variables}
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300, env=variables)
     assert done.returncode == status, done.stderr
     summary = json.loads(done.stdout) if done.stdout.startswith("{") else {}
     return summary | {"said": done.stderr}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import apache_beam as beam
 
@@ -15,6 +15,9 @@ from lightcurves.store import Appender, LightCurveStore, StoreRows
 from transforms.counts import count
 from transforms.crossmatch import MatchedAlerts
 from transforms.light_curves import slim_rows, wise_rows
+
+# Memory reaches some times as much, beside what reading and matching hold.
+_BUFFER_BYTES: Final = 48 << 20
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class _AddToStore(beam.DoFn):
         unit = alerts.batch.unit
         if self._appender is None or unit != self._unit:
             self._commit()
-            self._unit, self._appender = unit, self._store.append(unit)
+            self._unit, self._appender = unit, self._store.append(unit, _BUFFER_BYTES)
         self._appender.add(StoreRows(*slim_rows(alerts.batch), wise_rows(alerts)))
 
     def finish_bundle(self) -> None:
