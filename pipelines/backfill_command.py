@@ -40,6 +40,7 @@ from pipelines.workers import WorkerPool
 from pipelines.xmatch_command import check_level, check_output
 from run_folder.layout import RunLayout
 from run_folder.ledger import Ledger, LedgerError
+from run_folder.moments import name_of
 from transforms.models import ModelPlace
 from xmatch.layout import CatalogError
 from xmatch.matcher import LocalMatcher, Matcher
@@ -476,9 +477,7 @@ def _as_of(text: str | None) -> AsOf | None:
     if text is None:
         return None
     mjd = as_of_mjd(text)
-    # A name for folders and versions, the same however the moment was written.
-    name = text if "-" in text and len(text) == len("2020-04-01") else f"mjd{mjd:.6f}".rstrip("0").rstrip(".")
-    return AsOf(name, mjd)
+    return AsOf(name_of(text), mjd)
 
 
 def _check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], options: argparse.Namespace) -> None:

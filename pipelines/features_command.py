@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -26,14 +24,13 @@ from pipelines.features import STEP, DetectionTables, FeaturesCounts, FeaturesJo
 from pipelines.matchers import MATCHERS_HELP, add_matcher_options, make_matchers
 from pipelines.running import EXIT_STATUS, add_run_options, programs_of, run_job
 from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS, UsageError
+from run_folder.moments import mjd_of
 from transforms.features import CrossmatchFileError, check_crossmatches
 from transforms.light_curves import ALLWISE
 from xmatch.layout import CatalogError
 from xmatch.matcher import Matcher
 
 TABLE_ENDINGS: Final = (".csv", ".csv.gz", ".parquet", ".pq")
-_MJD_OF_UNIX_EPOCH: Final = 40587.0
-_SECONDS_PER_DAY: Final = 86400.0
 _EPILOG: Final = f"""\
 INPUT are alerts: archives, folders, files, globs, URLs; or one table of detections (.parquet, .csv, .csv.gz) with
 ZTF's or ALeRCE's names of columns, its non-detections in another (--non-detections). Light curves are put together from
@@ -191,19 +188,9 @@ def as_of_mjd(text: str) -> float:
         If it is neither an MJD nor a date.
     """
     try:
-        mjd = float(text)
-        if math.isfinite(mjd) and 0 < mjd < 1e6:
-            return mjd
-    except ValueError:
-        pass
-    try:
-        if "-" not in text:
-            raise ValueError("a number that is no MJD")
-        moment = datetime.fromisoformat(text)
+        return mjd_of(text)
     except ValueError as error:
-        raise UsageError(f"--as-of {text}: give an MJD such as 58940.5, or a date such as 2020-04-01") from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return _MJD_OF_UNIX_EPOCH + moment.timestamp() / _SECONDS_PER_DAY
+        raise UsageError(f"--as-of {error}") from error
 
 
 def _check_output(job: FeaturesJob) -> None:

@@ -19,8 +19,9 @@ from report.light_curves import compact_light_curves
 from report.objects import Objects, Tables, read_objects
 from report.random_matches import RandomLevel, random_levels
 from report.summary import Summary, summarise
-from run_folder.access import Run, RunError, mjd_of
+from run_folder.access import Run, RunError
 from run_folder.ledger import FILE_NAME, Ledger, LedgerError
+from run_folder.moments import mjd_of
 
 Key = TypeVar("Key")
 #: Told what is read, how much of it is done, and how much there is.

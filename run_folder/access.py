@@ -6,9 +6,7 @@ Nothing is read before it is asked for, and of large tables only the columns and
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import reduce
 from html import escape
 from operator import and_
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 
 from run_folder.formats import Format, in_format
 from run_folder.layout import RunLayout
+from run_folder.moments import mjd_of, name_of
 
 if TYPE_CHECKING:
     from lightcurves.batch import LightCurveBatch
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 Names = str | Iterable[str]
 
-_MJD_OF_UNIX_EPOCH: Final = 40587.0
-_SECONDS_PER_DAY: Final = 86400.0
 _JD_MINUS_MJD: Final = 2400000.5
 _MATCHED: Final = "matched"
 _READ: Final = "read"
@@ -117,8 +114,11 @@ class Run:
     def __init__(self, folder: str | Path, as_of: str | float | None = None) -> None:
         self.folder = str(folder)
         self.layout = RunLayout(Path(folder).expanduser().absolute())
-        self.as_of = None if as_of is None else name_of(as_of)
-        self._as_of_mjd = None if as_of is None else mjd_of(as_of)
+        try:
+            self.as_of = None if as_of is None else name_of(as_of)
+            self._as_of_mjd = None if as_of is None else mjd_of(as_of)
+        except ValueError as error:
+            raise RunError(str(error)) from error
         self._results = self.layout.results(self.as_of)
 
     # -- tables ----------------------------------------------------------------------------------------------------
@@ -540,34 +540,6 @@ class Run:
         wanted = {f"bucket={number:04d}" for number in bucket_of(oids, buckets).tolist()}
         # One file is kept for its columns where none is left.
         return [path for path in paths if path.stem in wanted or not path.stem.startswith("bucket=")] or paths[:1]
-
-
-def name_of(as_of: str | float) -> str:
-    """Name of the folder with the results of a moment: a date as it is written, else the MJD."""
-    text = str(as_of)
-    return text if "-" in text and len(text) == len("2020-04-01") else f"mjd{mjd_of(as_of):.6f}".rstrip("0").rstrip(".")
-
-
-def mjd_of(as_of: str | float) -> float:
-    """MJD of a date (its beginning, UTC), of a time, or of an MJD.
-
-    Raises
-    ------
-    RunError
-        If it is none of them.
-    """
-    try:
-        mjd = float(as_of)
-    except ValueError:
-        try:
-            moment = datetime.fromisoformat(str(as_of))
-        except ValueError as error:
-            raise RunError(f"{as_of!r} is no date such as 2020-04-01 and no MJD such as 58940.5") from error
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return _MJD_OF_UNIX_EPOCH + moment.timestamp() / _SECONDS_PER_DAY
-    if not (math.isfinite(mjd) and 0 < mjd < 1e6):
-        raise RunError(f"{as_of} is no MJD such as 58940.5; a date is written 2020-04-01")
-    return mjd
 
 
 def _listed(columns: Sequence[str] | None, first: Sequence[str] = ()) -> list[str] | None:

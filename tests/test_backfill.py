@@ -160,6 +160,19 @@ def test_an_archive_that_cannot_be_had_is_set_aside(nights: Nights, tmp_path: Pa
     assert not list((run / "alerts").glob(f"{aside.name}*"))
 
 
+def test_real_packets_add_up(shared_data: Path, nights: Nights, tmp_path: Path) -> None:
+    """All real packets: archives, folders, other schemas, and what is no packet at all."""
+    run = tmp_path / "run"
+    summary = backfilled(run, shared_data / "alerts", *nights.options)
+    assert summary["adds_up"]
+    alerts = summary["alerts"]
+    assert alerts["alerts_in"] == 650 + 15
+    assert alerts["dead"] == 15 == len(letters_of(run))
+    assert alerts["written"] == len(alerts_of(run)) == pq.read_table(run / "crossmatches.parquet").num_rows
+    assert summary["rows"]["objects"] == len({alert["objectId"] for alert in alerts_of(run)})
+    assert summary["rows"]["features"] > 20
+
+
 def test_usage(nights: Nights, together: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*arguments: object) -> str:
         assert main(["backfill", *map(str, arguments)]) == 2

@@ -19,9 +19,9 @@ from pipeline_fixtures import alerts_of
 from run_fixtures import BUCKETS, VERSION, MadeRun, make_run, put
 
 from run_folder import NotThereError, Run, RunError, UnknownObjectError, open_run
-from run_folder.access import mjd_of, name_of
 from run_folder.formats import in_format, to_astropy, to_pandas, unit_of
 from run_folder.layout import RunLayout
+from run_folder.moments import mjd_of, name_of
 from run_folder.object_light_curve import ObjectLightCurve
 from storage.buckets import bucket_of
 from storage.object_tables import ObjectTable
