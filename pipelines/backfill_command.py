@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from alerts.container import CODECS
 from alerts.enrich import PRECISIONS
 from alerts.nights import find_nights, parse_date, with_sizes
-from alerts.reader import Limits
 from alerts.sources import InputError, Source, find_sources
-from classifier.model import Model, ModelError
-from database.embedded import start_embedded
-from database.settings import HIDDEN_PASSWORD, safe_url
-from lightcurves.features.compute import FEATURES_VERSION
 from lightcurves.features.curves import Mode
-from lightcurves.store import LightCurveStore, StoreError
-from pipelines import __version__
-from pipelines.backfill import AsOf, BackfillJob
-from pipelines.backfill_progress import BackfillProgress
-from pipelines.backfill_run import Driving, add_sources, retry_set_aside, run_export, run_pass_1, run_pass_2
-from pipelines.classify_command import model_of
-from pipelines.environment import UNSET_VERSION, Environment, read_environment
-from pipelines.features_command import as_of_mjd
-from pipelines.matchers import DEFAULT_RADIUS_ARCSEC, MATCHERS_HELP, add_matcher_options, make_matchers
-from pipelines.run_display import add_progress_option, print_run_summary, run_shown, run_summary
-from pipelines.running import NO_DATABASE, database_of, locked, prepared, programs_of, stopping
-from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS, UsageError
-from pipelines.workers import WorkerPool
+from pipelines.backfill_run import add_sources, retry_set_aside, run_export, run_pass_1, run_pass_2
+from pipelines.backfill_session import begun
+from pipelines.backfill_settings import (
+    BUCKETS,
+    PASS_2_TABLES,
+    check_same,
+    fill,
+    make_job,
+    recorded_settings,
+    without_tables,
+)
+from pipelines.environment import read_environment
+from pipelines.matchers import MATCHERS_HELP, add_matcher_options
+from pipelines.run_display import add_progress_option
+from pipelines.usage import UsageError
 from pipelines.xmatch_command import check_level, check_output
 from run_folder.layout import RunLayout
-from run_folder.ledger import Ledger, LedgerError
-from run_folder.moments import name_of
-from transforms.models import ModelPlace
-from xmatch.layout import CatalogError
-from xmatch.matcher import LocalMatcher, Matcher
 
 STEP: Final = "backfill"
-BUCKETS: Final = 128
 _PASSES: Final = ("pass1", "pass2")
-_PASS_2_TABLES: Final = ("detection", "feature", "magstat", "non_detection", "probability")
 _EPILOG: Final = f"""\
 INPUT are archives (.tar.gz, .tgz, .tar), folders, alert files (.avro), globs or URLs; or nights by their dates, from a
 folder or web address that holds ztf_public_YYYYMMDD.tar.gz. What is remote is read as it comes and never stored.
@@ -118,7 +102,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--without-tables",
         metavar="LIST",
-        help=f"tables not to write, of {', '.join(_PASS_2_TABLES)}; feature has 178 rows per object",
+        help=f"tables not to write, of {', '.join(PASS_2_TABLES)}; feature has 178 rows per object",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     how = parser.add_mutually_exclusive_group()
@@ -167,29 +151,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(command=run_command)
 
 
-# What a run keeps for the next start in its folder, and what it is if nothing was said.
-KEPT: Final[Mapping[str, Any]] = {
-    "catalog": [],
-    "matcher": None,
-    "radius": None,
-    "service_url": None,
-    "cache": None,
-    "model": None,
-    "mode": None,
-    "forced": False,
-    "hats": True,
-    "hats_light_curves": False,
-    "programid": "1",
-    "codec": "zstandard",
-    "compression_level": None,
-    "xmatch_precision": "float",
-    "batch_alerts": 1000,
-    "buckets": BUCKETS,
-    "database": None,
-    "without_tables": "",
-}
-
-
 def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mapping[str, str]) -> int:
     """Run the command; give the exit status."""
     environment = read_environment(variables, STEP)
@@ -199,7 +160,7 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
     sources = _sources(options)
     _check(options, layout, sources, recorded)
     job, settings = make_job(options, environment, layout)
-    _check_same(recorded, settings, options)
+    check_same(recorded, settings, options)
     with begun(options, environment, job, settings, fresh=options.fresh) as run:
         if changes := add_sources(run.driving.ledger, sources):
             raise UsageError(
@@ -218,119 +179,9 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
         return run.told()
 
 
-@dataclass
-class Run:
-    """A run that works: its job with the database, and what drives it."""
-
-    job: BackfillJob
-    driving: Driving
-    options: argparse.Namespace
-    settings: dict[str, Any]
-    say: Callable[[str], None]
-    started: float = field(default_factory=time.monotonic)
-
-    def write_settings(self) -> None:
-        """Keep the settings, those of the first start where they tell when; say that a run goes on."""
-        ledger = self.driving.ledger
-        before = ledger.settings()
-        if before and not self.options.quiet and not self.options.json:
-            _say_what_goes_on(before, self.settings, ledger)
-        ledger.set_settings(self.settings | {"created": before.get("created", self.settings["created"])})
-
-    @contextmanager
-    def invocation(self) -> Iterator[None]:
-        """Note when the work begins and how it ends."""
-        number = self.driving.ledger.begin(sys.argv, self.settings["versions"])
-        outcome = "stopped"
-        try:
-            yield
-            outcome = "done"
-        finally:
-            with suppress(OSError):
-                self.driving.ledger.end(number, outcome)
-
-    def told(self) -> int:
-        """Print what the run did; give the exit status."""
-        as_of = self.job.as_of.name if self.job.as_of else None
-        summary = run_summary(self.driving.ledger, self.job.layout, time.monotonic() - self.started, as_of)
-        print_run_summary(summary, self.job.layout, as_json=self.options.json)
-        bad = summary.dead_letters > self.options.max_dead_letters or summary.aside
-        return TOO_MANY_DEAD_LETTERS if bad else DONE
-
-
-@contextmanager
-def begun(
-    options: argparse.Namespace,
-    environment: Environment,
-    job: BackfillJob,
-    settings: dict[str, Any],
-    fresh: bool = False,
-) -> Iterator[Run]:
-    """Take the run's folder, its database, its ledger and its workers; give them back at the end."""
-    layout = job.layout
-    with ExitStack() as stack:
-        stack.enter_context(locked(layout.root))
-        stack.enter_context(stopping(CatalogError, ModelError, StoreError, LedgerError))
-        if fresh:
-            _clear(layout)
-        url = database_of(options.database, environment)
-        stored = "" if url == NO_DATABASE else safe_url(url) if url else str(layout.database)
-        if url is None:
-            url = stack.enter_context(start_embedded(layout.database)).url
-        if url != NO_DATABASE:
-            job = replace(job, database=stack.enter_context(prepared(url, environment)))
-        LightCurveStore.open(layout.light_curves, job.buckets)
-        ledger = stack.enter_context(Ledger.open(layout.ledger))
-        progress = BackfillProgress(layout, ledger, options.workers)
-        say = stack.enter_context(run_shown(progress.state, "none" if options.quiet else options.progress))
-        pool = stack.enter_context(WorkerPool(ledger, workers=options.workers, versions=settings["versions"]))
-        driving = Driving(ledger, pool, options.workers, options.attempts, progress)
-        yield Run(job, driving, options, settings | {"database": stored}, say)
-
-
 def layout_of(options: argparse.Namespace) -> RunLayout:
     """Places in the folder that ``--output`` names."""
     return RunLayout(Path(options.output).expanduser().absolute())
-
-
-def recorded_settings(layout: RunLayout, needed: bool) -> dict[str, Any]:
-    """Settings of the run in a folder, empty if it holds none.
-
-    Raises
-    ------
-    UsageError
-        If it holds none and one is needed.
-    """
-    if not layout.ledger.is_dir():
-        if needed:
-            raise UsageError(f"--resume: {layout.root} holds no run to go on with; leave --resume out to begin one")
-        return {}
-    try:
-        with Ledger.read_only(layout.ledger) as ledger:
-            return ledger.settings()
-    except LedgerError as error:
-        raise UsageError(str(error)) from error
-
-
-def fill(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
-    """Give what was not said the value that the run began with, else its default."""
-    recorded = settings.get("options", {})
-    for name, default in KEPT.items():
-        if getattr(options, name) in (None, []):
-            setattr(options, name, recorded.get(name, default))
-    for name in ("catalog", "cache", "model"):
-        setattr(options, name, _absolute(getattr(options, name)))
-    if options.database and HIDDEN_PASSWORD in options.database:
-        raise UsageError(f"the tables of this run are in {options.database}: name it again with its --database URL")
-    if options.workers is None:
-        options.workers = os.cpu_count() or 1
-
-
-def _absolute(value: Any) -> Any:
-    """Paths that hold wherever the next start is made; names of catalogues and URLs stay."""
-    if isinstance(value, list):
-        return [_absolute(one) for one in value]
-    return str(Path(value).absolute()) if value and Path(value).exists() else value
 
 
 def _sources(options: argparse.Namespace) -> list[Source]:
@@ -366,177 +217,12 @@ def _check(
         if getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
     check_level(options.codec, options.compression_level)
-    unknown = set(_without_tables(options)) - {*_PASS_2_TABLES}
+    unknown = set(without_tables(options)) - {*PASS_2_TABLES}
     if unknown:
         raise UsageError(
-            f"--without-tables {', '.join(sorted(unknown))}: these can be left out: {', '.join(_PASS_2_TABLES)}"
+            f"--without-tables {', '.join(sorted(unknown))}: these can be left out: {', '.join(PASS_2_TABLES)}"
         )
-    if (
-        not recorded
-        and not options.fresh
-        and (layout.crossmatches.is_file() or (layout.root / "crossmatches").is_dir())
-    ):
+    is_xmatch = layout.crossmatches.is_file() or (layout.root / "crossmatches").is_dir()
+    if is_xmatch and not layout.ledger.is_dir():
         raise UsageError(f"{layout.root} holds a run of 'alertbeam xmatch'; name another --output")
     check_output(layout.root, options.inputs, sources)
-
-
-def _without_tables(options: argparse.Namespace) -> list[str]:
-    return [name.strip() for name in options.without_tables.split(",") if name.strip()]
-
-
-def make_job(
-    options: argparse.Namespace, environment: Environment, layout: RunLayout
-) -> tuple[BackfillJob, dict[str, Any]]:
-    """Job of the workers, without its database, and the settings that the ledger keeps.
-
-    Raises
-    ------
-    UsageError
-        If a catalogue or model cannot be used.
-    """
-    matchers = make_matchers(options, environment)
-    place, model = _model(options)
-    mode = Mode(options.mode or (model.feature_mode if model and model.feature_mode else Mode.ACCURATE))
-    named = environment.feature_version
-    version = named if named != UNSET_VERSION else f"{FEATURES_VERSION}-{mode}" + ("-forced" if options.forced else "")
-    if model is not None and model.feature_mode not in ("", str(mode)):
-        print(
-            f"alertbeam backfill: warning: the model was trained on features of mode {model.feature_mode}, not {mode}",
-            file=sys.stderr,
-        )
-    job = BackfillJob(
-        folder=layout.root,
-        matchers=tuple(matchers),
-        buckets=options.buckets,
-        mode=mode,
-        feature_version=version,
-        forced=bool(options.forced),
-        model=place,
-        classifier=(model.name, model.version) if model else ("", ""),
-        as_of=_as_of(options.as_of),
-        without_tables=frozenset(_without_tables(options)),
-        step_id=environment.step.step_id,
-        hats_light_curves=options.hats_light_curves,
-        programs=programs_of(options.programid),
-        limits=Limits(alerts=options.batch_alerts),
-        codec=options.codec,
-        level=options.compression_level,
-        precision=options.xmatch_precision,
-    )
-    told = (
-        {"name": model.name, "version": model.version, "sha256": model.sha256, "path": options.model} if model else None
-    )
-    catalogs = [_told_of(matcher) for matcher in matchers]
-    settings = {
-        "alertbeam": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "options": {name: getattr(options, name) for name in KEPT}
-        | {"database": _without_password(options, environment)},
-        "catalogs": catalogs,
-        "radius_arcsec": options.radius or DEFAULT_RADIUS_ARCSEC,
-        "programs": list(job.programs),
-        "precision": job.precision,
-        "mode": str(mode),
-        "forced": job.forced,
-        "feature_version": version,
-        "model": {**told, "path": options.model} if told else None,
-        "buckets": job.buckets,
-        "versions": {
-            "alertbeam": __version__,
-            "features": version,
-            "catalogs": {catalog["name"]: catalog["version"] for catalog in catalogs},
-            "model": f"{model.name} {model.version} {model.sha256[:12]}" if model else None,
-        },
-    }
-    return job, settings
-
-
-def _without_password(options: argparse.Namespace, environment: Environment) -> str | None:
-    url = database_of(options.database, environment)
-    return safe_url(url) if options.database and url and url != NO_DATABASE else options.database
-
-
-def _told_of(matcher: Matcher) -> dict[str, Any]:
-    if not isinstance(matcher, LocalMatcher):
-        return {"name": matcher.name, "version": "", "created": "", "path": "", "rows": 0}
-    catalog = matcher.catalog
-    names = ("name", "version", "created", "rows")
-    return {name: getattr(catalog, name) for name in names} | {"path": str(catalog.path)}
-
-
-def _model(options: argparse.Namespace) -> tuple[ModelPlace | None, Model | None]:
-    if not options.model:
-        return None, None
-    try:
-        return model_of(options.model)
-    except ModelError as error:
-        raise UsageError(str(error)) from error
-
-
-def _as_of(text: str | None) -> AsOf | None:
-    if text is None:
-        return None
-    mjd = as_of_mjd(text)
-    return AsOf(name_of(text), mjd)
-
-
-def _check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], options: argparse.Namespace) -> None:
-    """Refuse to mix in one folder what was read with different catalogues or choices."""
-    if not recorded:
-        return
-    changes = []
-    before = {catalog["name"]: catalog for catalog in recorded["catalogs"]}
-    now = {catalog["name"]: catalog for catalog in settings["catalogs"]}
-    for name in sorted({*before, *now}):
-        old, new = before.get(name), now.get(name)
-        if old is None or new is None:
-            changes.append(f"catalogue {name} is {'new' if old is None else 'not named any more'}")
-        elif any(old[key] != new[key] for key in ("version", "created", "rows")):
-            changes.append(
-                f"catalogue {name} was version {old['version']} made {old['created']}, now it is {new['version']} "
-                f"made {new['created']}"
-            )
-    for key, what in (
-        ("radius_arcsec", "the radius"),
-        ("programs", "the survey programmes"),
-        ("precision", "the precision of xmatches"),
-        ("buckets", "the number of buckets"),
-    ):
-        if recorded[key] != settings[key]:
-            changes.append(f"{what} was {recorded[key]}, now it is {settings[key]}")
-    if changes:
-        raise UsageError(
-            f"{'; '.join(changes)}: results of both would mix in {options.output}; name another --output, or begin "
-            "anew with --fresh"
-        )
-
-
-def _say_what_goes_on(before: Mapping[str, Any], settings: Mapping[str, Any], ledger: Ledger) -> None:
-    """Say that a run goes on, and which versions changed since it began."""
-    units = ledger.units("read")
-    done = sum(unit.state == "done" for unit in units)
-    print(f"alertbeam backfill: going on: {done:,} of {len(units):,} archives are read", file=sys.stderr)
-    for name in ("alertbeam", "features", "model"):
-        old, new = before["versions"].get(name), settings["versions"][name]
-        if old != new:
-            print(f"alertbeam backfill: {name}: {old} before, {new} now", file=sys.stderr)
-    # The folder of a run may have been moved, with its own database.
-    old, new = (
-        "its own" if place.startswith("/") else place or "none" for place in (before["database"], settings["database"])
-    )
-    if old != new:
-        print(f"alertbeam backfill: database: {old} before, {new} now", file=sys.stderr)
-
-
-def _clear(layout: RunLayout) -> None:
-    """Remove what a run wrote, and nothing else."""
-    results = layout.results()
-    folders = (
-        *(layout.alerts, layout.dead_letters, layout.light_curves, layout.ledger, layout.progress, layout.database),
-        *(results.objects, results.all_features, results.all_probabilities, results.hats, layout.root / "as_of"),
-    )
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    if layout.crossmatches.is_dir():
-        shutil.rmtree(layout.crossmatches)
-    layout.report.unlink(missing_ok=True)

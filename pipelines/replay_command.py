@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pipelines.backfill_command import KEPT, begun, fill, make_job, recorded_settings
 from pipelines.backfill_run import add_letters, remove_replayed, run_export, run_pass_1, run_pass_2, run_refused
+from pipelines.backfill_session import begun
+from pipelines.backfill_settings import KEPT, fill, make_job, recorded_settings
 from pipelines.environment import read_environment
 from pipelines.matchers import add_matcher_options
 from pipelines.replay import count_letters, letter_files, letters_by_stage

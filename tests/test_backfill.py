@@ -1,9 +1,15 @@
 """The backfill: two passes, the ledger, more nights, other models, other dates, and what is fed again."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import lsdb
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -26,7 +32,21 @@ from pipeline_fixtures import alerts_of, letters_of
 from classifier.package import read_model, write_model
 from pipelines.backfill_run import _cut
 from pipelines.cli import main
+from run_folder import open_run
 from run_folder.layout import RunLayout
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +178,39 @@ def test_an_archive_that_cannot_be_had_is_set_aside(nights: Nights, tmp_path: Pa
     assert "127.0.0.1" in aside.reason
     assert len(frame(RunLayout(run).results().all_features)) > 0
     assert not list((run / "alerts").glob(f"{aside.name}*"))
+
+
+def test_nights_by_date_from_a_server(nights: Nights, together: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    for archive in nights.archives:
+        shutil.copy(archive, folder)
+    run = tmp_path / "run"
+    with served(folder) as url:
+        dates = ["--from", "2026-01-01", "--to", "20260110", "--archive", url]
+        summary = backfilled(run, *dates, *nights.options, "--database", "none", "--no-hats")
+    assert "2026-01-02" in summary["said"]
+    assert summary["alerts"] == backfilled(together, "--resume")["alerts"]
+    ours, theirs = RunLayout(run).results(), RunLayout(together).results()
+    pd.testing.assert_frame_equal(frame(ours.all_probabilities), frame(theirs.all_probabilities), check_exact=True)
+    # Nothing of the archives was stored.
+    assert not [path for path in run.rglob("*") if path.suffix == ".gz"]
+
+
+def test_objects_are_a_hats_catalogue(together: Path, tmp_path: Path) -> None:
+    objects = frame(RunLayout(together).results().objects)
+    catalog = lsdb.open_catalog(together / "hats", columns=["oid", "class", "Multiband_period", "ndet"])
+    found = catalog.compute().set_index("oid").sort_index()
+    assert found["ndet"].to_dict() == objects["ndet"].to_dict()
+    assert found["class"].notna().sum() == len(frame(RunLayout(together).results().all_probabilities))
+    run = copied(together, tmp_path / "run")
+    backfilled(run, "--hats-light-curves", "--database", "none")
+    nested = lsdb.open_catalog(run / "hats", columns=["oid", "ndet", "lightcurve"]).compute()
+    assert len(nested) == len(objects)
+    assert nested["lightcurve"].map(len).tolist() == nested["ndet"].tolist()
+    assert (
+        open_run(run).light_curve(nested["oid"].iloc[0]).detections["forced"].eq(False).sum() == nested["ndet"].iloc[0]
+    )
 
 
 def test_real_packets_add_up(shared_data: Path, nights: Nights, tmp_path: Path) -> None:
