@@ -94,6 +94,11 @@ class StoreRows:
     non_detections: pa.Table
     crossmatches: pa.Table
 
+    @property
+    def tables(self) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """All three, in the order of the store's tables."""
+        return self.detections, self.non_detections, self.crossmatches
+
 
 @dataclass(frozen=True)
 class FoldCounts:
@@ -162,7 +167,7 @@ class Appender:
             If a column is not of the kind that the store has; the message names it.
         """
         try:
-            for writer, table in zip(self._writers, _tables_of(rows), strict=True):
+            for writer, table in zip(self._writers, rows.tables, strict=True):
                 writer.add(table)
         except ValueError as error:
             raise StoreError(str(error)) from error
@@ -398,10 +403,6 @@ def _create(path: Path, text: str) -> None:
     with suppress(FileExistsError):
         os.link(temporary, path)
     temporary.unlink()
-
-
-def _tables_of(rows: StoreRows) -> tuple[pa.Table, ...]:
-    return rows.detections, rows.non_detections, rows.crossmatches
 
 
 def _sorted(oids: pa.Array | pa.ChunkedArray) -> pa.StringArray:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
 
 from lightcurves.assembly import assemble
 from lightcurves.batch import LightCurveBatch
-from lightcurves.store import Appender, LightCurveStore, StoreRows
+from lightcurves.store import OBJECTS_PER_BATCH, Appender, LightCurveStore, StoreRows
 from transforms.counts import count
 from transforms.crossmatch import MatchedAlerts
 from transforms.light_curves import slim_rows, wise_rows
@@ -98,15 +100,42 @@ class ReadFromStore(beam.PTransform):
 
     def expand(self, buckets: beam.PCollection) -> beam.PCollection:
         """Apply to a PCollection of :class:`ChangedBucket`; gives LightCurveBatch."""
-        return buckets | beam.FlatMap(changed_light_curves, self._store, self._as_of_mjd)
+        return buckets | beam.ParDo(_ReadFromStore(self._store, self._as_of_mjd))
 
 
-def changed_light_curves(changed: ChangedBucket, folder: Path, as_of_mjd: float | None) -> Iterator[LightCurveBatch]:
-    """Light curves of the objects of a bucket that changed, those without a detection left out."""
-    store = LightCurveStore.open(folder)
-    oids = store.changed(changed.bucket, changed.since)
-    for rows in store.batches(changed.bucket, oids):
-        batch = assemble(rows.detections, rows.non_detections, as_of_mjd=as_of_mjd, crossmatches=rows.crossmatches)
+class _ReadFromStore(beam.DoFn):
+    """Puts the objects of small buckets together: each batch costs some tenths of a second, however few they are."""
+
+    def __init__(self, store: Path, as_of_mjd: float | None) -> None:
+        self._folder, self._as_of_mjd = store, as_of_mjd
+
+    def setup(self) -> None:
+        self._store = LightCurveStore.open(self._folder)
+
+    def start_bundle(self) -> None:
+        self._waiting: list[StoreRows] = []
+        self._objects = 0
+
+    def process(self, changed: ChangedBucket) -> Iterator[LightCurveBatch]:
+        oids = self._store.changed(changed.bucket, changed.since)
+        for start in range(0, len(oids), OBJECTS_PER_BATCH):
+            some = oids.slice(start, OBJECTS_PER_BATCH)
+            self._waiting.extend(self._store.batches(changed.bucket, some))
+            self._objects += len(some)
+            if self._objects >= OBJECTS_PER_BATCH:
+                yield from self._flush()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for batch in self._flush():
+            yield GlobalWindows.windowed_value(batch)
+
+    def _flush(self) -> Iterator[LightCurveBatch]:
+        waiting, self._waiting, self._objects = self._waiting, [], 0
+        if not waiting:
+            return
+        parts = zip(*(rows.tables for rows in waiting), strict=True)
+        detections, non_detections, crossmatches = map(pa.concat_tables, parts)
+        batch = assemble(detections, non_detections, as_of_mjd=self._as_of_mjd, crossmatches=crossmatches)
         if len(batch):
             count("objects", len(batch))
             yield batch

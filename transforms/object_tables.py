@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
 
 from classifier.inputs import rows_of_table
 from lightcurves.store import LightCurveStore
@@ -34,7 +36,7 @@ class WriteObjectTable(beam.PTransform):
     ----------
     table : ObjectTable
     make : callable
-        From an element, whose objects are all of one bucket, to its :class:`ObjectRows`.
+        From an element to its :class:`ObjectRows`. Elements come in the order of their buckets.
     """
 
     def __init__(self, table: ObjectTable, make: Callable[[Any], ObjectRows]) -> None:
@@ -51,27 +53,35 @@ class _WriteObjectTable(beam.DoFn):
         self._table, self._make = table, make
 
     def start_bundle(self) -> None:
-        self._bucket = -1
-        self._waiting: list[ObjectRows] = []
+        self._waiting: dict[int, list[ObjectRows]] = {}
 
     def process(self, element: Any) -> None:
-        made = self._make(element)
-        if not len(made.replaced):
-            return
-        bucket = int(bucket_of(made.replaced.slice(0, 1), self._table.buckets)[0])
-        if bucket != self._bucket:
-            self._flush()
-            self._bucket = bucket
-        self._waiting.append(made)
+        parts = by_bucket(self._make(element), self._table.buckets)
+        # Buckets come one after another: of one that does not come again all is there.
+        self._flush(self._waiting.keys() - parts.keys())
+        for bucket, part in parts.items():
+            self._waiting.setdefault(bucket, []).append(part)
 
     def finish_bundle(self) -> None:
-        self._flush()
+        self._flush(list(self._waiting))
 
-    def _flush(self) -> None:
-        if self._waiting:
-            rows = pa.concat_tables([made.rows for made in self._waiting])
-            self._table.put(self._bucket, rows, pa.concat_arrays([made.replaced for made in self._waiting]))
-        self._waiting = []
+    def _flush(self, buckets: Collection[int]) -> None:
+        for bucket in sorted(buckets):
+            parts = self._waiting.pop(bucket)
+            rows = pa.concat_tables([part.rows for part in parts])
+            self._table.put(bucket, rows, pa.concat_arrays([part.replaced for part in parts]))
+
+
+def by_bucket(made: ObjectRows, buckets: int) -> dict[int, ObjectRows]:
+    """Rows of each bucket."""
+    numbers = bucket_of(made.replaced, buckets)
+    of_rows = bucket_of(made.rows["oid"], buckets)
+    return {
+        int(bucket): ObjectRows(
+            made.rows.filter(pa.array(of_rows == bucket)), made.replaced.filter(pa.array(numbers == bucket))
+        )
+        for bucket in np.unique(numbers)
+    }
 
 
 def objects_of(featured: FeaturedLightCurves) -> ObjectRows:
@@ -101,21 +111,41 @@ class ReadChangedFeatures(beam.PTransform):
 
     def __init__(self, store: Path, table: ObjectTable, wanted: Collection[str], unit: str) -> None:
         super().__init__()
-        self._options = {"store": store, "table": table, "wanted": wanted, "unit": unit}
+        self._reading = _ReadChangedFeatures(store, table, wanted, unit)
 
     def expand(self, buckets: beam.PCollection) -> beam.PCollection:
         """Apply to a PCollection of :class:`~transforms.light_curve_store.ChangedBucket`; gives FeatureBatch."""
-        return buckets | beam.FlatMap(changed_features, **self._options)
+        return buckets | beam.ParDo(self._reading)
 
 
-def changed_features(
-    changed: ChangedBucket, store: Path, table: ObjectTable, wanted: Collection[str], unit: str
-) -> Iterator[FeatureBatch]:
-    """Features of the objects of a bucket that changed, some objects at a time."""
-    oids = LightCurveStore.open(store).changed(changed.bucket, changed.since)
-    found = table.read(changed.bucket, oids=oids)
-    if found is None:
-        return
-    for start in range(0, len(found), _ROWS):
-        rows, _ = rows_of_table(found.slice(start, _ROWS), wanted)
-        yield FeatureBatch(unit, str(table.path(changed.bucket)), rows)
+class _ReadChangedFeatures(beam.DoFn):
+    """Puts the objects of small buckets together, as the light curves are."""
+
+    def __init__(self, store: Path, table: ObjectTable, wanted: Collection[str], unit: str) -> None:
+        self._folder, self._table, self._wanted, self._unit = store, table, wanted, unit
+
+    def setup(self) -> None:
+        self._store = LightCurveStore.open(self._folder)
+
+    def start_bundle(self) -> None:
+        self._waiting: list[pa.Table] = []
+
+    def process(self, changed: ChangedBucket) -> Iterator[FeatureBatch]:
+        found = self._table.read(changed.bucket, oids=self._store.changed(changed.bucket, changed.since))
+        if found is not None:
+            self._waiting.append(found)
+        if sum(map(len, self._waiting)) >= _ROWS:
+            yield from self._flush()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for batch in self._flush():
+            yield GlobalWindows.windowed_value(batch)
+
+    def _flush(self) -> Iterator[FeatureBatch]:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        table = pa.concat_tables(waiting, promote_options="permissive")
+        for start in range(0, len(table), _ROWS):
+            rows, _ = rows_of_table(table.slice(start, _ROWS), self._wanted)
+            yield FeatureBatch(self._unit, str(self._table.folder), rows)
