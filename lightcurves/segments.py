@@ -159,15 +159,27 @@ class OpenSegment:
 
 
 @contextmanager
-def open_segments(table: StoreTable, folder: Path, without: Path | None = None) -> Iterator[list[OpenSegment]]:
-    """Open the live segments of a folder, but for one; those of a moment, even if they are being merged."""
+def open_segments(
+    table: StoreTable, folder: Path, without: Path | None = None, since: int = 0
+) -> Iterator[list[OpenSegment]]:
+    """Open the live segments of a folder; those of a moment, even if they are being merged.
+
+    Parameters
+    ----------
+    table : StoreTable
+    folder : Path
+    without : Path, optional
+        One that is left out.
+    since : int
+        Only those with a later generation.
+    """
     for attempt in range(_TRIES):
         with ExitStack() as stack:
             try:
                 opened = [
                     OpenSegment(table, segment, stack.enter_context(pq.ParquetFile(segment.path)))
                     for segment in live_segments(folder)
-                    if segment.path != without
+                    if segment.path != without and segment.last > since
                 ]
             except FileNotFoundError:
                 if attempt == _TRIES - 1:

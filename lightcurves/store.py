@@ -305,8 +305,8 @@ class LightCurveStore:
         Merging generations up to `since` with later ones makes the objects of all of them count as changed.
         """
         with ExitStack() as stack:
-            opened = self._open(stack, bucket)
-            return object_names(s for segments in opened for s in segments if s.segment.last > since)
+            opened = self._open(stack, bucket, since)
+            return object_names(segment for segments in opened for segment in segments)
 
     def read(self, bucket: int, oids: pa.Array | None = None) -> StoreRows:
         """Rows of a bucket, of all objects or of some, sorted by object and time.
@@ -391,8 +391,9 @@ class LightCurveStore:
     def _segments(self, table: StoreTable, bucket: int) -> list[Segment]:
         return live_segments(self._folder(table, bucket))
 
-    def _open(self, stack: ExitStack, bucket: int) -> list[list[OpenSegment]]:
-        return [stack.enter_context(open_segments(table, self._folder(table, bucket))) for table in TABLES]
+    def _open(self, stack: ExitStack, bucket: int, since: int = 0) -> list[list[OpenSegment]]:
+        folders = [(table, self._folder(table, bucket)) for table in TABLES]
+        return [stack.enter_context(open_segments(table, folder, since=since)) for table, folder in folders]
 
 
 def _create(path: Path, text: str) -> None:
