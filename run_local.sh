@@ -39,8 +39,8 @@ if [ $# -eq 0 ]; then
     inputs=("$sample"/ztf_public_*.tar.gz)
     run="${RUN:-runs/sample}"
     catalog="$sample/allwise"
-    # The sample holds a few broken packets on purpose.
-    options+=(--max-dead-letters 100)
+    # The sample holds a few broken packets on purpose, and few objects.
+    options+=(--max-dead-letters 100 --buckets 16)
 else
     run="${RUN:-runs/local}"
     if [ -z "${CATALOG_DIR:-}" ]; then

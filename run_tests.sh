@@ -11,5 +11,6 @@ python=.venv/bin/python
 "$python" -m mypy
 .venv/bin/lint-imports --no-cache > .venv/import-linter.log || { cat .venv/import-linter.log; exit 1; }
 bash -n run_local.sh scripts/environment.sh
-# Two processes: the tests wait for servers, workers and kills. --dist loadfile keeps the fixtures of a file together.
-exec "$python" -m pytest -n 2 --dist loadfile "$@"
+# Two processes: the tests wait for servers, workers and kills. The fixtures of a file stay together, and the long files,
+# which come early in the alphabet, are not left to the end.
+exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -93,6 +93,8 @@ class BackfillJob:
         Whether forced photometry counts.
     model : ModelPlace, optional
         Nothing is classified without one.
+    classifier : tuple of str
+        Name and version of the model.
     as_of : AsOf, optional
     database : Database, optional
         Tables are not written without one.

@@ -161,22 +161,22 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
     _check(options, layout, sources, recorded)
     job, settings = make_job(options, environment, layout)
     check_same(recorded, settings, options)
-    with begun(options, environment, job, settings, fresh=options.fresh) as run:
-        if changes := add_sources(run.driving.ledger, sources):
+    with begun(options, environment, job, settings, fresh=options.fresh) as session:
+        if changes := add_sources(session.driving.ledger, sources):
             raise UsageError(
                 f"{changes[0]}{f', and {len(changes) - 1} more' if len(changes) > 1 else ''}: what came of it is in "
                 "the light curves already; name another --output, or begin anew with --fresh"
             )
-        run.write_settings()
-        retry_set_aside(run.driving.ledger)
-        with run.invocation():
+        session.write_settings()
+        retry_set_aside(session.driving.ledger)
+        with session.invocation():
             if options.only != "pass2":
-                run_pass_1(run.job, run.driving)
+                run_pass_1(session.job, session.driving)
             if options.only != "pass1":
-                run_pass_2(run.job, run.driving)
+                run_pass_2(session.job, session.driving)
                 if options.hats:
-                    run_export(run.job, run.driving)
-        return run.told()
+                    run_export(session.job, session.driving)
+        return session.told()
 
 
 def layout_of(options: argparse.Namespace) -> RunLayout:

@@ -29,8 +29,8 @@ from xmatch.layout import CatalogError
 
 
 @dataclass
-class Run:
-    """A run that works: its job with the database, and what drives it."""
+class Session:
+    """A backfill at work: its job with the database, and what drives it."""
 
     job: BackfillJob
     driving: Driving
@@ -75,7 +75,7 @@ def begun(
     job: BackfillJob,
     settings: dict[str, Any],
     fresh: bool = False,
-) -> Iterator[Run]:
+) -> Iterator[Session]:
     """Take the run's folder, its database, its ledger and its workers; give them back at the end."""
     layout = job.layout
     with ExitStack() as stack:
@@ -95,7 +95,7 @@ def begun(
         say = stack.enter_context(run_shown(progress.state, "none" if options.quiet else options.progress))
         pool = stack.enter_context(WorkerPool(ledger, workers=options.workers, versions=settings["versions"]))
         driving = Driving(ledger, pool, options.workers, options.attempts, progress)
-        yield Run(job, driving, options, settings | {"database": stored}, say)
+        yield Session(job, driving, options, settings | {"database": stored}, say)
 
 
 def _say_what_goes_on(before: Mapping[str, Any], settings: Mapping[str, Any], ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from alerts.container import ContainerError
 from pipelines.backfill_run import add_letters, remove_replayed, run_export, run_pass_1, run_pass_2, run_refused
 from pipelines.backfill_session import begun
 from pipelines.backfill_settings import KEPT, fill, make_job, recorded_settings
@@ -75,26 +76,33 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
     fill(options, settings)
     options.workers = options.workers or os.cpu_count() or 1
     job, settings = make_job(options, environment, layout)
-    with begun(options, environment, job, settings) as run:
-        ledger = run.driving.ledger
+    with begun(options, environment, job, settings) as session:
+        ledger = session.driving.ledger
         # What a replay that was killed had fed.
         remove_replayed(ledger)
-        packets, refused, others = letters_by_stage([path for path in letter_files(options.inputs) if path.exists()])
+        try:
+            packets, refused, others = letters_by_stage(
+                [path for path in letter_files(options.inputs) if path.exists()]
+            )
+        except ContainerError as error:
+            raise UsageError(f"not all of the inputs are dead letters: {error}") from error
         number = count_letters([*packets, *refused])
-        run.say(f"{number:,} dead letters are fed again")
+        session.say(f"{number:,} dead letters are fed again")
         if others:
-            run.say(f"{count_letters(others):,} objects could not be classified: that takes another model, see --help")
+            session.say(
+                f"{count_letters(others):,} objects could not be classified: that takes another model, see --help"
+            )
         add_letters(ledger, packets, refused)
-        with run.invocation():
-            run_refused(run.job, run.driving)
-            run_pass_1(run.job, run.driving)
+        with session.invocation():
+            run_refused(session.job, session.driving)
+            run_pass_1(session.job, session.driving)
             remove_replayed(ledger)
-            run_pass_2(run.job, run.driving)
+            run_pass_2(session.job, session.driving)
             if options.hats:
-                run_export(run.job, run.driving)
+                run_export(session.job, session.driving)
         left = count_letters([path for path in letter_files([str(layout.root)]) if path not in others])
-        run.say(f"{left:,} dead letters are left in {layout.dead_letters}")
-        return run.told()
+        session.say(f"{left:,} dead letters are left in {layout.dead_letters}")
+        return session.told()
 
 
 def _run_of(inputs: Sequence[str]) -> Path:

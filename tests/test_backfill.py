@@ -58,7 +58,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 def together(nights: Nights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over all nights at once, with tables."""
     run = tmp_path_factory.mktemp("together") / "run"
-    summary = backfilled(run, *nights.archives, *nights.options)
+    summary = backfilled(run, *nights.archives, *nights.options, "--workers", "2")
     assert summary["adds_up"]
     return run
 
@@ -122,7 +122,7 @@ def test_nothing_is_done_twice(nights: Nights, together: Path, tmp_path: Path) -
 def test_another_model_needs_no_archive(nights: Nights, together: Path, tmp_path: Path) -> None:
     run, model = copied(together, tmp_path / "run"), tmp_path / "model"
     write_model(replace(read_model(DEMO_MODEL), version="second"), model)
-    backfilled(run, "--only", "pass2", "--model", model)
+    backfilled(run, "--only", "pass2", "--model", model, "--no-hats")
     folder = RunLayout(run).results().all_probabilities
     assert sorted(path.name for path in folder.glob("*/*")) == ["version=demo", "version=second"]
     assert all(unit.ended and unit.attempts == 1 for unit in units_of(run, "read"))
@@ -135,8 +135,8 @@ def test_another_model_needs_no_archive(nights: Nights, together: Path, tmp_path
 def test_as_of_gives_what_was_known_then(nights: Nights, together: Path, tmp_path: Path) -> None:
     run, early = copied(together, tmp_path / "run"), tmp_path / "early"
     date = f"{DATES[1][:4]}-{DATES[1][4:6]}-{DATES[1][6:]}"
-    backfilled(run, "--only", "pass2", "--as-of", date)
-    backfilled(early, nights.archives[0], *nights.options, "--database", "none")
+    backfilled(run, "--only", "pass2", "--as-of", date, "--no-hats")
+    backfilled(early, nights.archives[0], *nights.options, "--database", "none", "--no-hats")
     now, then = RunLayout(run).results(date), RunLayout(early).results()
     for ours, theirs in (
         (now.objects, then.objects),

@@ -33,7 +33,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 @pytest.fixture(scope="module")
 def undisturbed(nights: Nights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    backfilled(run, *nights.archives, *nights.options)
+    backfilled(run, *nights.archives, *nights.options, "--workers", "2")
     return run
 
 
@@ -74,7 +74,7 @@ def killed(nights: Nights, run: Path, chance: random.Random, most: int) -> list[
         process = start(nights, run, "--attempts", "1000")
         while len(kills) < most and at_work(process):
             # Workers take some seconds until they begin.
-            time.sleep(chance.uniform(0.0, 6.0))
+            time.sleep(chance.uniform(0.0, 5.0))
             workers = workers_of(process)
             if workers and chance.random() < 0.5:
                 chance.choice(workers).kill()

@@ -136,6 +136,13 @@ def test_a_packet_that_was_mended(nights: Nights, undisturbed: Path, tmp_path: P
     assert packet["objectId"] in frame(RunLayout(run).results().objects).index
 
 
+def test_a_file_of_something_else(nights: Nights, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = next((undisturbed / "light_curves").rglob("*.parquet"))
+    assert main(["replay", str(some), "--database", "none", "--quiet"]) == 2
+    assert "not all of the inputs are dead letters" in capsys.readouterr().err
+    assert some.exists()
+
+
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(tmp_path / "nothing")]) == 2
     assert "there is no such file or folder" in capsys.readouterr().err
