@@ -102,23 +102,18 @@ def run_export(job: BackfillJob, driving: Driving) -> None:
     inside = sorted(unit.name for unit in units if unit.payload["key"] in keys)
     key = hashlib.sha256("\n".join([*keys, *inside]).encode()).hexdigest()[:12]
     name = f"{EXPORT}-{key}" + ("-light-curves" if job.hats_light_curves else "")
-    ledger.add(EXPORT, [UnitSpec(name, {"key": key})])
+    folder = str(job.results.hats.relative_to(job.folder))
+    # What an earlier export wrote into the folder is gone with a later one, and may be asked for again.
+    others = [unit for unit in ledger.units(EXPORT) if unit.name != name and unit.payload["folder"] == folder]
+    ledger.forget(EXPORT, [unit.name for unit in others])
+    ledger.add(EXPORT, [UnitSpec(name, {"folder": folder})])
     _do(EXPORT, ledger.units(EXPORT, "waiting"), job, driving)
 
 
-def retry_set_aside(ledger: Ledger) -> int:
-    """Give units that were set aside another chance; give their number."""
-    aside = ledger.units(state="aside")
-    for stage, names in _by_stage(aside).items():
-        ledger.reset(stage, names)
-    return len(aside)
-
-
-def _by_stage(units: Sequence[Unit]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for unit in units:
-        found.setdefault(unit.stage, []).append(unit.name)
-    return found
+def retry_set_aside(ledger: Ledger) -> None:
+    """Give units that were set aside another chance."""
+    for unit in ledger.units(state="aside"):
+        ledger.reset(unit.stage, [unit.name])
 
 
 def _do(stage: str, units: Sequence[Unit], job: BackfillJob, driving: Driving) -> Outcome | None:

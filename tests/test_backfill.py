@@ -211,6 +211,9 @@ def test_objects_are_a_hats_catalogue(together: Path, tmp_path: Path) -> None:
     assert (
         open_run(run).light_curve(nested["oid"].iloc[0]).detections["forced"].eq(False).sum() == nested["ndet"].iloc[0]
     )
+    # The catalogue is always the one that was asked for last.
+    backfilled(run, "--no-hats-light-curves", "--database", "none")
+    assert "lightcurve" not in lsdb.open_catalog(run / "hats").columns
 
 
 def test_real_packets_add_up(shared_data: Path, nights: Nights, tmp_path: Path) -> None:
