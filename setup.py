@@ -9,6 +9,7 @@ ROOMS = [
     "database",
     "lightcurves",
     "lightcurves.features",
+    "messaging",
     "pipelines",
     "report",
     "run_folder",
@@ -24,6 +25,7 @@ DEPENDENCIES = [
     "apache-beam>=2.77,<2.78",
     "astropy>=6.1,<9",
     "cdshealpix>=0.7,<1",
+    "confluent-kafka>=2.6,<3",
     "fastapi>=0.115,<1",
     "fastavro[zstandard]>=1.9,<2",
     "imbalanced-learn>=0.13,<0.15",
@@ -79,6 +81,7 @@ setup(
     package_data={
         "schemas": ["*.avsc"],
         "classifier": ["demo_model/*"],
+        "messaging": ["pom.xml"],
         "report": ["*.html", "*.css", "*.js"],
     },
     install_requires=DEPENDENCIES,
