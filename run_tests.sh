@@ -10,7 +10,8 @@ python=.venv/bin/python
 "$python" -m ruff format --check --quiet .
 "$python" -m mypy
 .venv/bin/lint-imports --no-cache > .venv/import-linter.log || { cat .venv/import-linter.log; exit 1; }
-bash -n run_local.sh scripts/environment.sh
+bash -n run_local.sh scripts/*.sh
 # Two processes: the tests wait for servers, workers and kills. The fixtures of a file stay together, and the long files,
 # which come early in the alphabet, are not left to the end.
-exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Where Java and Maven are, the tests that need them must have run.
+exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --require-components "$@"

@@ -13,7 +13,7 @@ class DailyTopics:
     Attributes
     ----------
     topic_format : str
-        With one ``%s`` for the date.
+        With one ``%s`` for the date; to read from, several formats may be given, separated by commas.
     date_format : str
         As of :meth:`datetime.datetime.strftime`.
     change_hour : int
@@ -33,8 +33,9 @@ class DailyTopics:
     retention_days: int = 8
 
     def __post_init__(self) -> None:
-        if self.topic_format.count("%s") != 1:
-            raise ValueError(f"the format of daily topics must hold %s once, for the date: {self.topic_format!r}")
+        for text in self._formats:
+            if text.count("%s") != 1:
+                raise ValueError(f"the format of daily topics must hold %s once, for the date: {text!r}")
         if not 0 <= self.change_hour <= 23:
             raise ValueError(f"the hour at which the daily topic changes must be 0 to 23, not {self.change_hour}")
         if self.retention_days < 1:
@@ -45,15 +46,26 @@ class DailyTopics:
         newest = self._newest(now)
         oldest = now.astimezone(UTC) - timedelta(days=self.retention_days - 1)
         days = (newest.date() - oldest.date()).days
-        return tuple(self._topic(newest - timedelta(days=back)) for back in range(days, -1, -1))
+        # Some formats name several days alike.
+        return tuple(
+            dict.fromkeys(
+                self._topic(text, newest - timedelta(days=back))
+                for back in range(days, -1, -1)
+                for text in self._formats
+            )
+        )
 
     def to_write(self, now: datetime) -> str:
-        """Topic that messages go to."""
-        return self._topic(self._newest(now))
+        """Topic that messages go to: that of the first format."""
+        return self._topic(self._formats[0], self._newest(now))
+
+    @property
+    def _formats(self) -> tuple[str, ...]:
+        return tuple(text.strip() for text in self.topic_format.split(","))
 
     def _newest(self, now: datetime) -> datetime:
         now = now.astimezone(UTC)
         return now + timedelta(days=1) if now.hour >= self.change_hour else now
 
-    def _topic(self, day: datetime) -> str:
-        return self.topic_format % day.strftime(self.date_format)
+    def _topic(self, text: str, day: datetime) -> str:
+        return text % day.strftime(self.date_format)

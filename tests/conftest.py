@@ -5,11 +5,22 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from kafka_fixtures import KAFKA, kafka_broker, kafka_components, topic  # noqa: F401
+from required_components import OPTION, RequireComponents
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_configure() -> None:
+# Programs from outside Python that tests need; with OPTION the tests of those that are there must have run.
+COMPONENTS = (KAFKA,)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(OPTION, action="store_true", help="fail if tests of programs that are installed were skipped")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RequireComponents(COMPONENTS))
     # A shell lets what it starts in the background ignore interrupts, and so would the processes that tests interrupt.
     with suppress(ValueError):
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
