@@ -108,7 +108,7 @@ def _features(objects: int, seed: int = 2) -> pa.Table:
             "fid": np.tile(np.arange(_FEATURES, dtype=np.int32) % 2 + 1, objects),
             "version": pa.repeat("1", count),
             "value": pa.array(random.normal(size=count), mask=random.uniform(size=count) < 0.2),
-            "known_ndet": np.repeat(random.integers(6, 500, objects), _FEATURES),
+            "known_points": np.repeat(random.integers(6, 500, objects), _FEATURES),
         }
     )
 

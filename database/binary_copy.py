@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Integer, String
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Integer, LargeBinary, String
 
 __all__ = ["binary_rows", "wire_types"]
 
@@ -16,8 +16,8 @@ _TRAILER = b"\xff\xff"
 _LONGEST_TEXT = 1 << 30
 _EPOCH_2000_US = 946_684_800_000_000
 
-# Column types, the Arrow type and the layout of their values (none for texts), and PostgreSQL's names of the types that
-# read them so.
+# Column types, the Arrow type and the layout of their values (none for texts and bytes), and PostgreSQL's names of the
+# types that read them so.
 # BigInteger comes before Integer, of which it is a kind.
 _WIRES: tuple[tuple[type, pa.DataType, str, tuple[str, ...]], ...] = (
     (Double, pa.float64(), ">f8", ("float8",)),
@@ -26,6 +26,7 @@ _WIRES: tuple[tuple[type, pa.DataType, str, tuple[str, ...]], ...] = (
     (Boolean, pa.uint8(), "u1", ("bool",)),
     (DateTime, pa.int64(), ">i8", ("timestamp", "timestamptz")),
     (String, pa.large_string(), "", ("varchar", "text")),
+    (LargeBinary, pa.large_binary(), "", ("bytea",)),
 )
 
 
@@ -75,7 +76,7 @@ def _field(
         return None
     kind, arrow_type, layout, _ = wire
     valid = np.ones(len(values), np.bool_) if not values.null_count else values.is_valid().to_numpy()
-    if kind is String:
+    if not layout:
         return _texts(_in_one_piece(values.cast(arrow_type)), valid)
     if pa.types.is_timestamp(values.type):
         values = values.cast(pa.int64())
@@ -98,7 +99,9 @@ def _texts(
     ends = np.frombuffer(offsets, np.int64, len(values) + 1, offset=8 * values.offset)
     texts = np.frombuffer(data or b"", np.uint8)
     # PostgreSQL knows no NUL in a text.
-    if not texts[ends[0] : ends[-1]].all() or (len(ends) > 1 and np.diff(ends).max() > _LONGEST_TEXT):
+    if pa.types.is_large_string(values.type) and not texts[ends[0] : ends[-1]].all():
+        return None
+    if len(ends) > 1 and np.diff(ends).max() > _LONGEST_TEXT:
         return None
     return texts, ends, valid
 

@@ -1,10 +1,11 @@
 """The connection to PostgreSQL: tables made, batches of rows written, failures of the server outlasted."""
 
+import io
 import logging
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import psycopg2
 import psycopg2.errors
 import pyarrow as pa
+import pyarrow.csv as pacsv
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
@@ -197,6 +199,52 @@ class Database:
             raise ValueError(f"The step {step_id!r} cannot be recorded: {row.reason}.")
         return result
 
+    def read(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Rows of a query.
+
+        Parameters
+        ----------
+        query
+            With ``%s`` for each parameter; a list is an array of the database.
+
+        Raises
+        ------
+        TableLayoutError
+            If the database lacks a table or column.
+        DatabaseUnavailable
+            If the database does not answer.
+        """
+        return self._persist(lambda: self._ask(lambda cursor: _fetched(cursor, query, parameters)))
+
+    def read_columns(self, query: str, parameters: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa.Table:
+        """Rows of a query as columns, without an object per value.
+
+        Parameters
+        ----------
+        query, parameters
+            As of :meth:`read`.
+        types
+            Of the query's columns, by name.
+
+        Raises
+        ------
+        TableLayoutError, DatabaseUnavailable
+            As :meth:`read`.
+        """
+        return self._persist(lambda: self._ask(lambda cursor: _copied(cursor, query, parameters, types)))
+
+    def _ask(self, question: Callable[[Any], Answer]) -> Answer:
+        with closing(self._connected_engine().raw_connection()) as pooled:
+            connection: Any = pooled.driver_connection
+            try:
+                with connection.cursor() as cursor:
+                    answer = question(cursor)
+                connection.rollback()
+            except BaseException:
+                pooled.invalidate()
+                raise
+        return answer
+
     def _connected_engine(self) -> Engine:
         if self._process_id != os.getpid():
             self.close()
@@ -253,6 +301,31 @@ class Database:
             f"{time.monotonic() - started:.0f} s, at last with: {_first_line(failure)}. What was committed is kept; "
             "start again when the database is back."
         ) from failure
+
+
+def _fetched(cursor: Any, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    cursor.execute(query, parameters)
+    return cursor.fetchall()
+
+
+def _copied(cursor: Any, query: str, parameters: Sequence[Any], types: Mapping[str, pa.DataType]) -> pa.Table:
+    sink = io.BytesIO()
+    statement = cursor.mogrify(query, parameters).decode()
+    cursor.copy_expert(f"COPY ({statement}) TO STDOUT (FORMAT csv)", sink)
+    if not sink.tell():
+        return pa.schema([*types.items()]).empty_table()
+    read = pacsv.ReadOptions(column_names=[*types], use_threads=False)
+    parse = pacsv.ParseOptions(newlines_in_values=True)
+    # PostgreSQL quotes an empty text, and writes nothing for null.
+    convert = pacsv.ConvertOptions(
+        column_types=dict(types),
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        true_values=["t"],
+        false_values=["f"],
+    )
+    return pacsv.read_csv(pa.BufferReader(sink.getvalue()), read, parse, convert)
 
 
 def _as_table(rows: pa.Table | pa.RecordBatch) -> pa.Table:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     Integer,
+    LargeBinary,
     String,
     Table,
     and_,
@@ -28,7 +29,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.expression import ColumnElement
 
-from database.tables import ALLWISE, DETECTION, FEATURE, MAGSTAT, METADATA, NON_DETECTION, OBJECT, STEP, XMATCH
+from database.tables import (
+    ALLWISE,
+    DETECTION,
+    FEATURE,
+    LIGHT_CURVE,
+    MAGSTAT,
+    METADATA,
+    NON_DETECTION,
+    OBJECT,
+    STEP,
+    XMATCH,
+)
 
 __all__ = ["PROVISIONAL_STEP_ID", "Merge", "Rank", "UpsertRule", "known_rules", "rule_of"]
 
@@ -187,7 +199,7 @@ def _sortable(value: ColumnElement[Any], column: Column[Any]) -> ColumnElement[A
 
 def _unknown(column: Column[Any]) -> ColumnElement[Any]:
     """Give some value of the column's type to stand for null beside the rank that tells null from known."""
-    kinds = {Boolean: "false", Integer: "0", Double: "0", String: "''", DateTime: "'epoch'"}
+    kinds = {Boolean: "false", Integer: "0", Double: "0", String: "''", DateTime: "'epoch'", LargeBinary: "''"}
     for kind, text in kinds.items():
         if isinstance(column.type, kind):
             return literal_column(text, column.type)
@@ -264,6 +276,7 @@ _RULES = {
             ranks=(
                 Rank(lambda row: not_(_is_provisional(row))),
                 *_of_whole("ndet"),
+                *_of_whole("known_points"),
                 *ranks(OBJECT.c.lastmjd),
                 *_of_whole("firstmjd"),
                 *_of_whole("deltajd"),
@@ -274,12 +287,26 @@ _RULES = {
         # The alert's own row, then the one that knew more of the object's history, which settles `dubious`.
         UpsertRule(
             DETECTION,
-            ranks=(*ranks(DETECTION.c.has_stamp), *ranks(DETECTION.c.known_ndet)),
+            ranks=(*ranks(DETECTION.c.has_stamp), *ranks(DETECTION.c.known_points)),
             last_writer_wins=False,
         ),
-        UpsertRule(NON_DETECTION, last_writer_wins=False),
-        UpsertRule(MAGSTAT, ranks=(*ranks(MAGSTAT.c.ndet), *ranks(MAGSTAT.c.lastmjd)), last_writer_wins=False),
-        UpsertRule(FEATURE, ranks=ranks(FEATURE.c.known_ndet), last_writer_wins=False),
+        UpsertRule(NON_DETECTION, ranks=ranks(NON_DETECTION.c.known_points), last_writer_wins=False),
+        UpsertRule(
+            MAGSTAT,
+            ranks=(*ranks(MAGSTAT.c.ndet), *ranks(MAGSTAT.c.known_points), *ranks(MAGSTAT.c.lastmjd)),
+            last_writer_wins=False,
+        ),
+        UpsertRule(FEATURE, ranks=ranks(FEATURE.c.known_points), last_writer_wins=False),
+        # A state that knew more of the object, which for equal alerts shows in its length.
+        UpsertRule(
+            LIGHT_CURVE,
+            ranks=(
+                *ranks(LIGHT_CURVE.c.known_alerts),
+                *ranks(LIGHT_CURVE.c.lastmjd),
+                Rank(lambda row: func.octet_length(row["rows"])),
+            ),
+            last_writer_wins=False,
+        ),
         # A catalogue source does not change: of two descriptions the more complete one stays.
         UpsertRule(
             ALLWISE,

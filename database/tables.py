@@ -6,6 +6,7 @@ A further table is a `Table` on `METADATA` and, where "replace what differs" is 
 
 from sqlalchemy import (
     ARRAY,
+    DDL,
     BigInteger,
     Boolean,
     Column,
@@ -15,9 +16,11 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
+    event,
     inspect,
     text,
 )
@@ -28,6 +31,7 @@ __all__ = [
     "DETECTION",
     "FEATURE",
     "FEATURE_VERSION",
+    "LIGHT_CURVE",
     "MAGSTAT",
     "METADATA",
     "NON_DETECTION",
@@ -44,6 +48,8 @@ METADATA = MetaData()
 
 # Columns that ALeRCE's tables lack; `create_tables` adds them to an existing table.
 _PROVENANCE = {"provenance": True}
+# The same light curve with more alerts counts more, also where these bring no further detection.
+_POINTS = "detections of the object that were known, an alert's own one twice"
 
 # Any constant will do, as long as every alertbeam process takes the same one.
 _CREATE_LOCK = 0x616C657274
@@ -73,6 +79,7 @@ OBJECT = Table(
     Column("step_id_corr", String),
     Column("diffpos", Boolean),
     Column("reference_change", Boolean),
+    Column("known_points", Integer, info=_PROVENANCE, comment=_POINTS),
     Index("ix_object_ndet", "ndet"),
     Index("ix_object_firstmjd", "firstmjd"),
     Index("ix_object_g_r_max", "g_r_max"),
@@ -187,7 +194,7 @@ DETECTION = Table(
     Column("parent_candid", BigInteger),
     Column("has_stamp", Boolean, nullable=False),
     Column("step_id_corr", String, nullable=False),
-    Column("known_ndet", Integer, info=_PROVENANCE, comment="detections of the object known when dubious was settled"),
+    Column("known_points", Integer, info=_PROVENANCE, comment=_POINTS),
     Index("ix_ndetection_oid", "oid", postgresql_using="hash"),
 )
 
@@ -198,6 +205,7 @@ NON_DETECTION = Table(
     Column("fid", Integer, primary_key=True, autoincrement=False),
     Column("mjd", Double, primary_key=True),
     Column("diffmaglim", Double),
+    Column("known_points", Integer, info=_PROVENANCE, comment=_POINTS),
     Index("ix_non_detection_oid", "oid", postgresql_using="hash"),
 )
 
@@ -222,6 +230,7 @@ MAGSTAT = Table(
     Column("lastmjd", Double),
     Column("step_id_corr", String, nullable=False),
     Column("saturation_rate", Double),
+    Column("known_points", Integer, info=_PROVENANCE, comment=_POINTS),
     Index("ix_magstats_dmdt_first", "dmdt_first"),
     Index("ix_magstats_firstmjd", "firstmjd"),
     Index("ix_magstats_lastmjd", "lastmjd"),
@@ -249,12 +258,24 @@ FEATURE = Table(
     Column("fid", Integer, primary_key=True, autoincrement=False, comment="0 no band, 1 g, 2 r, 12 both"),
     Column("version", String, ForeignKey("feature_version.version"), primary_key=True),
     Column("value", Double),
-    Column("known_ndet", Integer, info=_PROVENANCE, comment="detections of the object known when it was computed"),
+    Column("known_points", Integer, info=_PROVENANCE, comment=_POINTS),
     Index("ix_feature_oid_2", "oid", postgresql_using="hash"),
     # Every further detection of an object replaces its features: there is room for both beside each other, so that no
     # index changes.
     postgresql_with={"fillfactor": 50},
 )
+
+# Not one of ALeRCE's: all that the stream knows of an object, with which it goes on after a restart.
+LIGHT_CURVE = Table(
+    "light_curve",
+    METADATA,
+    Column("oid", String, primary_key=True),
+    Column("rows", LargeBinary, nullable=False, comment="as alertbeam's module lightcurves.packed has them"),
+    Column("known_alerts", Integer, nullable=False, comment="alerts of the object known when it was written"),
+    Column("lastmjd", Double, comment="time of the newest of them"),
+)
+# The rows are compressed already.
+event.listen(LIGHT_CURVE, "after_create", DDL("ALTER TABLE %(table)s ALTER COLUMN rows SET STORAGE EXTERNAL"))
 
 
 class TableLayoutError(RuntimeError):

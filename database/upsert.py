@@ -22,6 +22,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -67,6 +68,7 @@ _KINDS: tuple[tuple[type, Callable[[pa.DataType], bool], pa.DataType | None], ..
         lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind),
         pa.large_string(),
     ),
+    (LargeBinary, lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind), pa.large_binary()),
     # Times without a zone are UTC throughout.
     (DateTime, pa.types.is_timestamp, pa.timestamp("us", tz="UTC")),
 )
@@ -330,11 +332,20 @@ def _copy(cursor: Cursor, rule: UpsertRule, name: str, rows: pa.Table) -> None:
     form = "binary"
     if data is None:
         form, sink = "csv", pa.BufferOutputStream()
-        pyarrow.csv.write_csv(rows, sink, pyarrow.csv.WriteOptions(include_header=False))
+        pyarrow.csv.write_csv(_bytes_as_text(rows), sink, pyarrow.csv.WriteOptions(include_header=False))
         data = sink.getvalue()
     names = ", ".join(f'"{column}"' for column in rows.column_names)
     statement = f"COPY {name} ({names}) FROM STDIN (FORMAT {form}, ENCODING 'UTF8')"
     cursor.copy_expert(statement, pa.BufferReader(data), size=_COPY_CHUNK_BYTES)
+
+
+def _bytes_as_text(rows: pa.Table) -> pa.Table:
+    """Write bytes as PostgreSQL's hexadecimal texts."""
+    for number, name in enumerate(rows.column_names):
+        if pa.types.is_large_binary(rows[name].type):
+            texts = [None if value is None else f"\\x{value.hex()}" for value in rows[name].to_pylist()]
+            rows = rows.set_column(number, name, pa.array(texts, pa.string()))
+    return rows
 
 
 def _are_ascending(rule: UpsertRule, rows: pa.Table) -> bool:

@@ -44,8 +44,8 @@ class LightCurveBatch:
         Columns :data:`lightcurves.columns.NON_DETECTION`, sorted by object, mjd and fid.
     non_detection_offsets : int64, shape (n + 1,)
     objects : pyarrow.Table
-        A row per object, in order: statistics by the names of ALeRCE's table ``object``, ``ndubious``, and ``W1mag``,
-        ``W2mag``, ``W3mag`` of the AllWISE match.
+        A row per object, in order: statistics by the names of ALeRCE's table ``object``, ``ndubious``, ``candid`` of
+        the newest alert, and ``W1mag``, ``W2mag``, ``W3mag`` of the AllWISE match.
     magstats : pyarrow.Table
         A row per object and band that has detections, in order: ``oid``, ``fid`` and statistics by the names of
         ALeRCE's table ``magstat``, the same of ``magap``, ``nrfid`` and the flags of :mod:`lightcurves.correction`.
@@ -62,6 +62,13 @@ class LightCurveBatch:
     def __len__(self) -> int:
         """Count the objects."""
         return len(self.oid)
+
+    @cached_property
+    def known_points(self) -> NDArray[np.int32]:
+        """Detections of each object, an alert's own one twice: the more alerts are known, the larger."""
+        own = pc.and_(self.detections["has_stamp"], pc.invert(self.detections["forced"])).to_numpy()
+        up_to = np.append(0, np.cumsum(1 + own))
+        return np.diff(up_to[self.detection_offsets]).astype(np.int32)
 
     @cached_property
     def _rows(self) -> dict[str, int]:

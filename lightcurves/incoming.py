@@ -6,6 +6,7 @@ schema's metadata. Unlike Parquet's, its footer costs nothing to read, which mat
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -87,6 +88,17 @@ class IncomingFiles:
                     place = np.flatnonzero(written == bucket)
                     if len(place):
                         yield pa.Table.from_batches([file.get_batch(int(place[0]))]).replace_schema_metadata()
+
+    def read_all(self, buckets: Collection[int]) -> Iterator[pa.Table]:
+        """Rows of some buckets of all units; what is removed in the meantime is left out."""
+        for path in itertools.chain.from_iterable(self.parts().values()):
+            try:
+                with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
+                    written = np.frombuffer(file.schema.metadata[_BUCKETS], "<u4")
+                    for place in np.flatnonzero(np.isin(written, [*buckets])):
+                        yield pa.Table.from_batches([file.get_batch(int(place))]).replace_schema_metadata()
+            except FileNotFoundError:
+                continue
 
 
 class IncomingWriter:

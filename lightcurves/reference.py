@@ -180,8 +180,10 @@ def _object(rows: list[Row], bands: list[Row]) -> Row:
     first, last = (rows[0]["mjd"], rows[-1]["mjd"]) if rows else (math.nan, math.nan)
     references = [row["mjdendref"] for row in rows if row["mjdendref"] is not None]
     newest = next((row for row in reversed(rows) if row["ndethist"] is not None), None)
+    own = [row["candid"] for row in rows if row["has_stamp"]]
     return {
         "ndet": len(rows),
+        "candid": own[-1] if own else None,
         "ndethist": newest["ndethist"] if newest else None,
         "corrected": bool(bands) and all(band["corrected"] for band in bands),
         "stellar": bool(bands) and all(band["stellar"] for band in bands),

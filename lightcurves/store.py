@@ -340,6 +340,23 @@ class LightCurveStore:
         name = pa.array([oid], pa.string())
         return self.read(int(bucket_of(name, self.buckets)[0]), name)
 
+    def rows_of_many(self, oids: Sequence[str]) -> StoreRows:
+        """Rows of objects of any buckets, in any order and perhaps repeated; those that are still incoming too."""
+        names = pa.array(sorted({*oids}), pa.string())
+        if not len(names):
+            return StoreRows(*(table.schema.empty_table() for table in TABLES))
+        buckets = bucket_of(names, self.buckets)
+        wanted = [*map(int, np.unique(buckets))]
+        # What is folded in the meantime is found twice instead of never.
+        parts = [[*files.read_all(wanted)] for files in self._incoming]
+        parts = [[rows.filter(pc.is_in(rows["oid"], value_set=names)) for rows in part] for part in parts]
+        for bucket in wanted:
+            for part, rows in zip(
+                parts, self.read(bucket, names.filter(pa.array(buckets == bucket))).tables, strict=True
+            ):
+                part.append(rows)
+        return StoreRows(*(pa.concat_tables(part) for part in parts))
+
     def compact(self, bucket: int, upto: int) -> int:
         """Merge segments of similar size, of generations up to `upto`, where there are many; give the rows written.
 

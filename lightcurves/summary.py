@@ -188,6 +188,7 @@ def object_rows(
 
     columns = {
         "oid": oid,
+        "candid": _newest_alert(rows, groups, count),
         "ndethist": newest_integer("ndethist"),
         "ncovhist": newest_integer("ncovhist"),
         "mjdstarthist": newest_integer("mjdstarthist"),
@@ -212,6 +213,13 @@ def object_rows(
         **{name: nullable(wise[:, k]) for k, name in enumerate(WISE)},
     }
     return pa.table(columns)
+
+
+def _newest_alert(rows: pa.Table, groups: NDArray[np.int64], count: int) -> pa.Array:
+    """Candid of each object's newest alert, of rows by object, mjd and candid; null if it has none of its own."""
+    own = flags(rows, "has_stamp").astype(np.float64)
+    last = _last_known(np.where(own > 0, own, np.nan), groups, count)
+    return rows["candid"].take(pa.array(last, mask=last < 0)).combine_chunks()
 
 
 def _mean_angle(

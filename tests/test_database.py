@@ -92,7 +92,7 @@ def matches(*oids: str, dist: float = 0.5) -> pa.Table:
     )
 
 
-def features(*oids: str, version: str = "1", known_ndet: int = 5) -> pa.Table:
+def features(*oids: str, version: str = "1", known_points: int = 5) -> pa.Table:
     """Three features for each object."""
     count = 3 * len(oids)
     return pa.table(
@@ -102,7 +102,7 @@ def features(*oids: str, version: str = "1", known_ndet: int = 5) -> pa.Table:
             "fid": [1, 12, 0] * len(oids),
             "version": [version] * count,
             "value": pa.array([0.5, None, 1.0] * len(oids)),
-            "known_ndet": [known_ndet] * count,
+            "known_points": [known_points] * count,
         }
     )
 
@@ -465,11 +465,12 @@ class TestTables:
             database.create_tables()
             added = [column for column in execute(empty_url, columns) if column not in before]
             assert added == [
+                ("object", "known_points", "integer", "YES"),
                 ("xmatch", "candid", "bigint", "YES"),
                 ("xmatch", "catalog_version", "character varying", "YES"),
                 ("xmatch", "catalog_created", "timestamp with time zone", "YES"),
             ]
-            assert len(execute(empty_url, columns)) == len(before) + 3
+            assert len(execute(empty_url, columns)) == len(before) + 4
             assert execute(empty_url, indices) == before_indices
             database.write({"object": objects("old", "new"), "xmatch": matches("old", "new", dist=0.1)})
         assert execute(empty_url, "SELECT oid, ndet, extra FROM object ORDER BY oid") == [
@@ -512,6 +513,7 @@ class TestTables:
             ("feature_version", "FOREIGN KEY (step_id_feature) REFERENCES step(step_id)"),
             ("feature_version", "FOREIGN KEY (step_id_preprocess) REFERENCES step(step_id)"),
             ("feature_version", "PRIMARY KEY (version)"),
+            ("light_curve", "PRIMARY KEY (oid)"),
             ("magstat", "PRIMARY KEY (oid, fid)"),
             ("non_detection", "PRIMARY KEY (oid, fid, mjd)"),
             ("object", "PRIMARY KEY (oid)"),
@@ -776,4 +778,5 @@ def test_refused_rows_are_plain_values():
     assert {
         *("object", "allwise", "xmatch", "step", "probability", "taxonomy"),
         *("detection", "non_detection", "magstat", "feature", "feature_version"),
+        "light_curve",
     } == set(METADATA.tables)

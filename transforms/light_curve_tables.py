@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from database.tables import DETECTION, MAGSTAT, NON_DETECTION, OBJECT
+from database.tables import METADATA
 from lightcurves.batch import LightCurveBatch
 from lightcurves.features.compute import FeatureBatch, feature_names
 
@@ -28,16 +28,18 @@ def light_curve_tables(batch: LightCurveBatch, step_id: str) -> dict[str, pa.Tab
     step_id : str
         What ``step_id_corr`` becomes.
     """
-    detections = batch.detections
-    known = pa.array(np.repeat(batch.objects["ndet"].to_numpy(), np.diff(batch.detection_offsets)))
-    detections = detections.append_column("known_ndet", known)
-    detections = detections.filter(pc.and_(detections["candid"].is_valid(), pc.invert(detections["forced"])))
-    return {
-        "object": _rows(batch.objects, OBJECT.columns.keys(), step_id),
-        "detection": _rows(detections, DETECTION.columns.keys(), step_id),
-        "non_detection": _rows(batch.non_detections, NON_DETECTION.columns.keys(), step_id),
-        "magstat": _rows(batch.magstats, MAGSTAT.columns.keys(), step_id),
-    }
+    tables = {"object": batch.objects, "detection": batch.detections}
+    tables |= {"non_detection": batch.non_detections, "magstat": batch.magstats}
+    tables = {name: _with_known_points(table, batch) for name, table in tables.items()}
+    detections = tables["detection"]
+    tables["detection"] = detections.filter(pc.and_(detections["candid"].is_valid(), pc.invert(detections["forced"])))
+    return {name: _rows(table, METADATA.tables[name].columns.keys(), step_id) for name, table in tables.items()}
+
+
+def _with_known_points(table: pa.Table, batch: LightCurveBatch) -> pa.Table:
+    """Rows with how much was known of their object: of two versions of a row, that of the fuller light curve stays."""
+    objects = pc.index_in(table["oid"], value_set=batch.oid)
+    return table.append_column("known_points", pa.array(batch.known_points).take(objects))
 
 
 def _rows(table: pa.Table, names: list[str], step_id: str) -> pa.Table:
@@ -79,7 +81,7 @@ def feature_tables(
     oid = features.oid.combine_chunks()
     values = [features.table[name].cast(pa.float64()).combine_chunks() for name in names]
     by_object = np.arange(objects * count).reshape(count, objects).T.ravel()
-    known = batch.objects["ndet"].take(pc.index_in(oid, value_set=batch.oid))
+    known = pa.array(batch.known_points).take(pc.index_in(oid, value_set=batch.oid))
     each, every = np.repeat(np.arange(objects), count), np.tile(np.arange(count), objects)
     rows = {
         "oid": oid.take(pa.array(each)),
@@ -87,7 +89,7 @@ def feature_tables(
         "fid": pa.array(np.array([fid for _, fid in keys], np.int32)[every]),
         "version": pa.repeat(features.version, objects * count),
         "value": pa.concat_arrays(values).take(pa.array(by_object)),
-        "known_ndet": known.take(pa.array(each)),
+        "known_points": known.take(pa.array(each)),
     }
     text = pa.string()
     version = {
