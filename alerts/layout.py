@@ -165,49 +165,39 @@ def compile_layout(schema: Any, fields: frozenset[str] | None = STANDARD_FIELDS)
         Parsed JSON of the writer schema.
     fields : frozenset of str, optional
         Paths wanted as columns; ``None`` takes all that can be columns (not what lies in maps or in unions of several
-        types). A standard field of an unexpected type (a text for a magnitude, say) is left out, too.
+        types). Of :data:`STANDARD_FIELDS`, one of an unexpected type (a text for a magnitude, say) is left out, too.
 
     Raises
     ------
     SchemaError
         If the schema is not valid Avro; the message says where.
     """
-    compiler = _Compiler(fields)
+    compiler = _Compiler(fields=fields)
     try:
         compiler.record(schema)
     except RecursionError as error:
         raise SchemaError("the schema is nested too deeply") from error
-    return Layout(
+    layout = Layout(
         columns=compiler.columns,
         tables=tuple(compiler.tables),
         program=np.array(compiler.program, dtype=np.int64).reshape(-1, 4),
         targets=np.array(compiler.targets or [0], dtype=np.int64),
         compiled=not compiler.recursive,
     )
+    # Other steps' messages, which are no alerts, may hold such a field anywhere.
+    if compiler.xmatches_inside and not layout.missing:
+        raise SchemaError("the field 'xmatches' is not the last one: it was not written by this pipeline")
+    return layout
 
 
 @dataclass
-class _Compiler:
-    fields: frozenset[str] | None
-    columns: dict[str, Column] = field(default_factory=dict)
-    tables: list[str] = field(default_factory=lambda: [ROOT])
-    program: list[list[int]] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
+class SchemaReader:
+    """Looks into the JSON of a schema: named types are looked up, parts are checked.
+
+    Every method raises :class:`SchemaError` where the schema is not valid Avro.
+    """
+
     named: dict[str, Any] = field(default_factory=dict)
-    open_names: list[str] = field(default_factory=list)
-    sizes: dict[int, int] = field(default_factory=dict)
-    recursive: bool = False
-    depth: int = 0
-    nodes: int = 0
-
-    def record(self, schema: Any) -> None:
-        kind, body, space = self.resolve(schema, "")
-        if kind not in ("record", "error"):
-            raise SchemaError(f"the schema describes {kind!r}, not a record")
-        self.node(body, space, path="", table=ROOT)
-        self.emit(kernel.END)
-
-    # -- schema --------------------------------------------------------------------------------------------------
 
     def resolve(self, schema: Any, space: str) -> tuple[str, Any, str]:
         """Type name, definition and namespace of a schema, named types looked up and registered."""
@@ -236,6 +226,7 @@ class _Compiler:
 
     @staticmethod
     def full_name(schema: dict[str, Any], space: str) -> str:
+        """Name of a named type with its namespace."""
         name = schema.get("name")
         if not isinstance(name, str) or not name:
             raise SchemaError(f"a {schema['type']} has no name")
@@ -243,6 +234,66 @@ class _Compiler:
             return name
         space = schema.get("namespace", space)
         return f"{space}.{name}" if space else name
+
+    @staticmethod
+    def fixed_size(body: dict[str, Any]) -> int:
+        """Bytes of a fixed."""
+        size = body.get("size")
+        if not isinstance(size, int) or not 0 <= size < _MAX_SIZE:
+            raise SchemaError(f"fixed {body.get('name')!r} has no size that can be")
+        return size
+
+    @staticmethod
+    def part(body: dict[str, Any], key: str) -> Any:
+        """Definition of an array's items or of a map's values."""
+        if key not in body:
+            raise SchemaError(f"{'a map' if key == 'values' else 'an array'} does not say of what")
+        return body[key]
+
+    @staticmethod
+    def symbols(body: dict[str, Any]) -> tuple[str, ...]:
+        """Symbols of an enum."""
+        symbols = body.get("symbols")
+        if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+            raise SchemaError(f"enum {body.get('name')!r} has no list of symbols")
+        return tuple(symbols)
+
+    @staticmethod
+    def record_fields(body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Fields of a record, each with a name and a type."""
+        items = body.get("fields")
+        if not isinstance(items, list) or not all(
+            isinstance(i, dict) and isinstance(i.get("name"), str) for i in items
+        ):
+            raise SchemaError(f"record {body.get('name')!r} has no list of named fields")
+        for item in items:
+            if "type" not in item:
+                raise SchemaError(f"field {item['name']!r} has no type")
+        return items
+
+
+@dataclass
+class _Compiler(SchemaReader):
+    fields: frozenset[str] | None = None
+    columns: dict[str, Column] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=lambda: [ROOT])
+    program: list[list[int]] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    open_names: list[str] = field(default_factory=list)
+    sizes: dict[int, int] = field(default_factory=dict)
+    recursive: bool = False
+    xmatches_inside: bool = False
+    depth: int = 0
+    nodes: int = 0
+
+    def record(self, schema: Any) -> None:
+        kind, body, space = self.resolve(schema, "")
+        if kind not in ("record", "error"):
+            raise SchemaError(f"the schema describes {kind!r}, not a record")
+        self.node(body, space, path="", table=ROOT)
+        self.emit(kernel.END)
+
+    # -- schema --------------------------------------------------------------------------------------------------
 
     def min_bytes(self, schema: Any, space: str, seen: tuple[int, ...] = ()) -> int:
         """Fewest bytes that a value can take: what bounds the item count that a hostile packet may claim."""
@@ -261,36 +312,6 @@ class _Compiler:
             inside = (*seen, id(body))
             self.sizes[id(body)] = sum(self.min_bytes(i["type"], space, inside) for i in self.record_fields(body))
         return self.sizes[id(body)]
-
-    @staticmethod
-    def fixed_size(body: dict[str, Any]) -> int:
-        size = body.get("size")
-        if not isinstance(size, int) or not 0 <= size < _MAX_SIZE:
-            raise SchemaError(f"fixed {body.get('name')!r} has no size that can be")
-        return size
-
-    @staticmethod
-    def part(body: dict[str, Any], key: str) -> Any:
-        if key not in body:
-            raise SchemaError(f"{'a map' if key == 'values' else 'an array'} does not say of what")
-        return body[key]
-
-    @staticmethod
-    def symbols(body: dict[str, Any]) -> tuple[str, ...]:
-        symbols = body.get("symbols")
-        if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
-            raise SchemaError(f"enum {body.get('name')!r} has no list of symbols")
-        return tuple(symbols)
-
-    @staticmethod
-    def record_fields(body: dict[str, Any]) -> list[dict[str, Any]]:
-        items = body.get("fields")
-        if not isinstance(items, list) or not all(isinstance(item, dict) and "name" in item for item in items):
-            raise SchemaError(f"record {body.get('name')!r} has no list of named fields")
-        for item in items:
-            if "type" not in item:
-                raise SchemaError(f"field {item['name']!r} has no type")
-        return items
 
     # -- program -------------------------------------------------------------------------------------------------
 
@@ -314,7 +335,7 @@ class _Compiler:
             return True
         if path not in self.fields:
             return False
-        if path not in STANDARD_FIELDS:
+        if self.fields is not STANDARD_FIELDS:
             return True
         place, _, name = path.rpartition(".")
         return table == (place if place in _RAGGED else ROOT) and kind in _KINDS.get(name, _NUMBERS)
@@ -360,8 +381,7 @@ class _Compiler:
         for item in items:
             inside = f"{path}.{item['name']}" if path else item["name"]
             if inside == "xmatches" and table == ROOT:
-                if item is not items[-1]:
-                    raise SchemaError("the field 'xmatches' is not the last one: it was not written by this pipeline")
+                self.xmatches_inside = item is not items[-1]
                 self.emit(kernel.OFFSET, self.slot(inside, table, "offset"))
                 table_inside: str | None = None
             else:

@@ -22,6 +22,7 @@ from alerts.container import (
     ContainerError,
     Header,
     HeaderCache,
+    WriterSchema,
     ZlibError,
     blocks,
     decompress,
@@ -718,6 +719,14 @@ def decode_portion(portion: Portion, source: Source, cache: HeaderCache, limits:
                 groups, inflated = {}, 0
     for group in groups.values():
         yield from _decode_group(group, portion, source, limits)
+
+
+def decode_bodies(portion: Portion, schema: WriterSchema, source: Source, limits: Limits) -> Iterator[Item]:
+    """Decode packets in memory that are records of a known schema without a container."""
+    count = len(portion.names)
+    group = _Group(Header(b"", schema, "null"), portion.data)
+    group.starts, group.ends, group.counts, group.members = portion.starts, portion.ends, [1] * count, [*range(count)]
+    yield from _decode_group(group, portion, source, limits)
 
 
 def _decode_group(group: _Group, portion: Portion, source: Source, limits: Limits) -> Iterator[Item]:

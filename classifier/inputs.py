@@ -107,6 +107,34 @@ def identifier_column(names: Collection[str]) -> str:
     raise InputRowsError("there is no column oid")
 
 
+def newest_candid(value: Any) -> int | None:
+    """Candid of a message: a number, a text of digits, or the largest of a list of either, as newer messages have it.
+
+    Parameters
+    ----------
+    value : int, str, sequence of those, or None
+
+    Raises
+    ------
+    ValueError
+        If it is something else, or larger than 64 bits hold.
+    """
+    found = None
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if item is None:
+            continue
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise ValueError(f"candid is no whole number but {type(item).__name__}")
+        try:
+            number = int(item)
+        except ValueError:
+            raise ValueError(f"candid is {str(item)[:40]!r}, which is no whole number") from None
+        if not -(1 << 63) <= number < 1 << 63:
+            raise ValueError("candid has more than 64 bits")
+        found = number if found is None else max(found, number)
+    return found
+
+
 def rows_of_table(table: pa.Table | pa.RecordBatch, wanted: Collection[str]) -> tuple[FeatureRows, dict[int, str]]:
     """Rows of a table with a column ``oid`` (or ``objectId``), perhaps ``candid``, and one per feature.
 
@@ -149,7 +177,7 @@ def rows_of_records(
     Parameters
     ----------
     records : sequence of mapping
-        With ``oid``, perhaps ``candid``, and ``features``: a mapping, or null.
+        With ``oid``, perhaps ``candid`` (as :func:`newest_candid` takes it), and ``features``: a mapping, or null.
     wanted : collection of str
         Features to take.
 
@@ -165,8 +193,11 @@ def rows_of_records(
     for row, record in enumerate(records):
         oid, candid, features = record.get("oid"), record.get("candid"), record.get("features")
         oids.append(oid if isinstance(oid, str) else None)
-        # Later messages list the candids of all alerts instead.
-        candids.append(candid if isinstance(candid, int) else None)
+        candids.append(None)
+        try:
+            candids[-1] = newest_candid(candid)
+        except ValueError as error:
+            faults[row] = str(error)
         if not oids[-1]:
             faults[row] = "oid is missing"
         alike.setdefault(tuple(features) if isinstance(features, Mapping) else (), []).append(row)
@@ -175,11 +206,11 @@ def rows_of_records(
     values = np.full((len(records), len(names)), np.nan)
     absent = np.ones(values.shape, np.bool_)
     for keys, rows in alike.items():
-        taken = [number for number, name in enumerate(keys) if name in places]
+        taken = [name for name in keys if name in places]
         if taken:
-            table = _matrix([list(records[row]["features"].values()) for row in rows], keys, rows, faults)
-            there = np.ix_(rows, [places[keys[number]] for number in taken])
-            values[there] = table[:, taken]
+            table = [[records[row]["features"][name] for name in taken] for row in rows]
+            there = np.ix_(rows, [places[name] for name in taken])
+            values[there] = _matrix(table, taken, rows, faults)
             absent[there] = False
     return FeatureRows(pa.array(oids, pa.string()), pa.array(candids, pa.int64()), names, values, absent), faults
 
@@ -188,14 +219,23 @@ def _matrix(
     table: list[list[Any]], keys: Sequence[str], rows: Sequence[int], faults: dict[int, str]
 ) -> NDArray[np.float64]:
     try:
-        return np.array(table, np.float64)
-    except (TypeError, ValueError):
-        for row, values in zip(rows, table, strict=True):
-            for column, value in enumerate(values):
-                if not (value is None or isinstance(value, int | float)):
-                    faults[row] = f"{keys[column]} is no number"
-                    values[column] = None
-        return np.array(table, np.float64)
+        numbers = np.array(table, np.float64)
+        # Lists of equal length would make a third axis.
+        if numbers.ndim == 2:
+            return numbers
+    except (TypeError, ValueError, OverflowError):
+        pass
+    for row, values in zip(rows, table, strict=True):
+        for column, value in enumerate(values):
+            if not (value is None or isinstance(value, float) or _is_moderate(value)):
+                faults[row] = f"{keys[column]} is no number"
+                values[column] = None
+    return np.array(table, np.float64)
+
+
+def _is_moderate(value: Any) -> bool:
+    """Say whether a value is a whole number that a float can hold."""
+    return isinstance(value, int) and abs(value) < 1 << 1023
 
 
 def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:

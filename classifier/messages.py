@@ -67,11 +67,18 @@ def encode_messages(classification: Classification) -> tuple[NDArray[np.uint8], 
 
 def message_container(record: bytes | memoryview) -> bytes:
     """One record as a container of its own, as a message in Kafka holds it."""
+    head, sync = _container_ends()
+    return b"".join((head, _long(1), _long(len(record)), record, sync))
+
+
+@cache
+def _container_ends() -> tuple[bytes, bytes]:
+    """Head of a message's container, and the marker at its end."""
     text = message_schema_text().encode()
     sync = hashlib.sha256(text).digest()[:16]
     pairs = ((b"avro.codec", b"null"), (b"avro.schema", text))
     head = b"".join(_long(len(part)) + part for pair in pairs for part in pair)
-    return b"".join((_MAGIC, _long(len(pairs)), head, b"\0", sync, _long(1), _long(len(record)), record, sync))
+    return b"".join((_MAGIC, _long(len(pairs)), head, b"\0", sync)), sync
 
 
 def _encode(

@@ -250,7 +250,7 @@ def test_records_name_by_name() -> None:
     ]
     rows, faults = rows_of_records(records, WANTED)
     assert faults.keys() == {2}
-    assert rows.candid.to_pylist() == [None, 5, 5]
+    assert rows.candid.to_pylist() == [2, 5, 5]
     values, lacking = rows.matrix(["rb", "W1-W2", "sgscore1"])
     assert lacking[:2].tolist() == [[False, False, True], [True, True, True]]
     assert values[0, 0] == 1.0

@@ -90,6 +90,14 @@ class _Classify(beam.DoFn):
         yield ClassifiedBatch(batch, classification)
 
 
+def with_detections(batch: FeatureBatch, least: int) -> list[FeatureBatch]:
+    """Leave out the objects with fewer detections than wanted, by their features ``n_det_1`` and ``n_det_2``."""
+    columns = [batch.rows.names.index(name) for name in ("n_det_1", "n_det_2") if name in batch.rows.names]
+    enough = np.nansum(batch.rows.values[:, columns], axis=1) >= least
+    count("too_few_detections", len(batch) - int(enough.sum()))
+    return [batch.take(enough)] if enough.any() else []
+
+
 def count_classes(classification: Classification) -> None:
     """Count the objects of each class."""
     numbers = np.bincount(classification.probabilities.best, minlength=len(classification.probabilities.leaves))
@@ -153,6 +161,17 @@ class _WriteProbabilities(beam.DoFn):
         self._database.close()
 
 
+def with_candids(classified: ClassifiedBatch, stage: str) -> tuple[ClassifiedBatch, list[beam.pvalue.TaggedOutput]]:
+    """Objects of which a message can be made, and the others as dead letters: a message needs a candid."""
+    batch, classification = classified.batch, classified.classification
+    known = batch.rows.candid.is_valid().to_numpy(zero_copy_only=False)
+    if known.all():
+        return classified, []
+    reason = "it has no candid, which a message needs"
+    letters = [dead_letter(batch.unit, batch.letter(row, stage, reason)) for row in np.flatnonzero(~known).tolist()]
+    return ClassifiedBatch(batch.take(known), classification.take(known)), letters
+
+
 class WriteMessages(beam.PTransform):
     """Write the step's output messages to ``<folder>/<unit>.avro``, many records per container.
 
@@ -180,14 +199,10 @@ class _WriteMessages(beam.DoFn):
         self._file: AlertFile | None = None
 
     def process(self, classified: ClassifiedBatch) -> Iterator[Any]:
-        batch, classification = classified.batch, classified.classification
-        lacking = batch.rows.candid.is_null().to_numpy(zero_copy_only=False)
-        for row in np.flatnonzero(lacking).tolist():
-            yield dead_letter(batch.unit, batch.letter(row, "write", "it has no candid, which a message needs"))
-        if lacking.any():
-            classification = classification.take(~lacking)
-        data, offsets = encode_messages(classification)
-        path = self._folder / f"{batch.unit}.avro"
+        classified, letters = with_candids(classified, "write")
+        yield from letters
+        data, offsets = encode_messages(classified.classification)
+        path = self._folder / f"{classified.batch.unit}.avro"
         if self._file is None or self._file.path != path:
             self._close()
             self._file = AlertFile(path, message_schema_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -11,11 +12,28 @@ from apache_beam.runners.runner import PipelineResult
 
 NAMESPACE: Final = "alertbeam"
 
+_LIVE: Final[dict[str, int]] = {}
+_LIVE_LOCK: Final = threading.Lock()
+
 
 def count(name: str, number: int = 1) -> None:
-    """Raise a counter of the run."""
+    """Raise a counter of the run, and of this process."""
     if number:
         Metrics.counter(NAMESPACE, name).inc(int(number))
+        with _LIVE_LOCK:
+            _LIVE[name] = _LIVE.get(name, 0) + int(number)
+
+
+def live_counts() -> dict[str, int]:
+    """Give what has been counted in this process so far, by name.
+
+    Notes
+    -----
+    A counter of Beam can be read when the run has ended, which a stream does not. These count what is done, so that
+    work which is done again is counted again.
+    """
+    with _LIVE_LOCK:
+        return dict(_LIVE)
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,8 @@ class RunCounts:
         Matches by catalogue.
     rows : Mapping of str to int
         Database rows written (inserted or updated), by table.
+    sent : Mapping of str to int
+        Messages that Kafka took, by kind.
     """
 
     read: int = 0
@@ -55,6 +75,7 @@ class RunCounts:
     dead_letters: Mapping[str, int] | None = None
     catalogs: Mapping[str, int] | None = None
     rows: Mapping[str, int] | None = None
+    sent: Mapping[str, int] | None = None
 
     @property
     def dead(self) -> int:
@@ -69,7 +90,9 @@ def run_counts(found: Mapping[str, int]) -> RunCounts:
         return counters_by(found, prefix)
 
     plain = {name: number for name, number in found.items() if ":" not in name}
-    return RunCounts(**plain, dead_letters=by("dead_letters:"), catalogs=by("catalog:"), rows=by("rows:"))
+    return RunCounts(
+        **plain, dead_letters=by("dead_letters:"), catalogs=by("catalog:"), rows=by("rows:"), sent=by("sent:")
+    )
 
 
 def counters(result: PipelineResult) -> dict[str, int]:

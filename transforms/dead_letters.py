@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final
@@ -36,20 +37,23 @@ class WriteDeadLetters(beam.PTransform):
     ----------
     folder : Path
     stage : str
+    unbounded : bool
+        Units have no end, as in a stream: a digest of the letters stands in the place of the number, so that later
+        letters do not replace earlier ones, and the same letters once more do.
     """
 
-    def __init__(self, folder: Path, stage: str) -> None:
+    def __init__(self, folder: Path, stage: str, unbounded: bool = False) -> None:
         super().__init__()
-        self._folder, self._stage = folder, stage
+        self._folder, self._stage, self._unbounded = folder, stage, unbounded
 
     def expand(self, letters: beam.PCollection) -> Any:
         """Apply to a PCollection of (unit, DeadLetter)."""
-        return letters | beam.ParDo(_Write(self._folder, self._stage))
+        return letters | beam.ParDo(_Write(self._folder, self._stage, self._unbounded))
 
 
 class _Write(beam.DoFn):
-    def __init__(self, folder: Path, stage: str) -> None:
-        self._folder, self._stage = folder, stage
+    def __init__(self, folder: Path, stage: str, unbounded: bool) -> None:
+        self._folder, self._stage, self._unbounded = folder, stage, unbounded
 
     def start_bundle(self) -> None:
         self._unit = ""
@@ -74,7 +78,15 @@ class _Write(beam.DoFn):
 
     def _flush(self) -> None:
         if self._letters:
-            path = self._folder / f"{self._unit}.{self._stage}.{self._files[self._unit]:04d}.avro"
-            write_dead_letters(path, self._letters)
+            part = _digest(self._letters) if self._unbounded else f"{self._files[self._unit]:04d}"
+            write_dead_letters(self._folder / f"{self._unit}.{self._stage}.{part}.avro", self._letters)
             self._files[self._unit] += 1
         self._letters, self._bytes = [], 0
+
+
+def _digest(letters: list[DeadLetter]) -> str:
+    found = hashlib.sha256()
+    for letter in letters:
+        found.update(repr((letter.stage, letter.source, letter.member, letter.reason)).encode())
+        found.update(letter.payload)
+    return found.hexdigest()[:16]

@@ -11,21 +11,24 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from alerts.dead_letters import DeadLetter
+from classifier.inputs import rows_of_table, with_other_names
 from database.client import Database
 from database.upsert import WriteResult
 from lightcurves.batch import LightCurveBatch
-from lightcurves.features.compute import FeatureBatch, compute_features
+from lightcurves.features.compute import FeatureBatch, compute_features, feature_names
 from lightcurves.features.curves import Mode
 from lightcurves.summary import WISE
 from storage.files import replacing
 from transforms.counts import count
 from transforms.dead_letters import DEAD_LETTERS, dead_letter
+from transforms.feature_reading import FeatureBatch as FeaturesToClassify
 from transforms.light_curve_tables import feature_tables, light_curve_tables
 from transforms.light_curves import ALLWISE
 from transforms.progress import ProgressNote
@@ -36,6 +39,7 @@ _MAYBE: Final = (SEPARATION, "candid", "jd")
 _MATCHED: Final = "matched"
 _ROWS_AT_ONCE: Final = 256
 _ROWS_PER_GROUP: Final = 16_384
+_ALL_FEATURES: Final = with_other_names(feature_names())
 
 
 class FeaturedLightCurves(NamedTuple):
@@ -93,6 +97,20 @@ class _Compute(beam.DoFn):
 
     def finish_bundle(self) -> None:
         self._note.save()
+
+
+def classifiable(featured: FeaturedLightCurves) -> list[FeaturesToClassify]:
+    """Features as the classifier takes them, with the candid of each object's newest alert; none if there are none.
+
+    The unit is named by what it holds.
+    """
+    table, objects = featured.features.table, featured.light_curves.objects
+    if not table.num_rows:
+        return []
+    candid = objects["candid"].take(pc.index_in(table["oid"], value_set=objects["oid"].combine_chunks()))
+    digest = hashlib.sha256("".join(table["oid"].to_pylist()).encode() + np.asarray(pc.fill_null(candid, 0)).tobytes())
+    rows, _ = rows_of_table(table.append_column("candid", candid), _ALL_FEATURES)
+    return [FeaturesToClassify(f"features.{digest.hexdigest()[:16]}", "light curves", rows)]
 
 
 def feature_part(element: FeaturedLightCurves) -> tuple[str, pa.Table]:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.transforms.window import GlobalWindows
 
 from classifier.inputs import rows_of_table
@@ -101,17 +102,19 @@ class ReadChangedFeatures(beam.PTransform):
     ----------
     store : Path
         Light-curve store, which knows what changed.
-    table : ObjectTable
-        Of the features.
+    features, objects : ObjectTable
+        Of the features, and of the objects' statistics, which know the newest alert.
     wanted : collection of str
         Features to read.
     unit : str
         Unit of work, which names the dead letters.
     """
 
-    def __init__(self, store: Path, table: ObjectTable, wanted: Collection[str], unit: str) -> None:
+    def __init__(
+        self, store: Path, features: ObjectTable, objects: ObjectTable, wanted: Collection[str], unit: str
+    ) -> None:
         super().__init__()
-        self._reading = _ReadChangedFeatures(store, table, wanted, unit)
+        self._reading = _ReadChangedFeatures(store, features, objects, wanted, unit)
 
     def expand(self, buckets: beam.PCollection) -> beam.PCollection:
         """Apply to a PCollection of :class:`~transforms.light_curve_store.ChangedBucket`; gives FeatureBatch."""
@@ -121,8 +124,11 @@ class ReadChangedFeatures(beam.PTransform):
 class _ReadChangedFeatures(beam.DoFn):
     """Puts the objects of small buckets together, as the light curves are."""
 
-    def __init__(self, store: Path, table: ObjectTable, wanted: Collection[str], unit: str) -> None:
-        self._folder, self._table, self._wanted, self._unit = store, table, wanted, unit
+    def __init__(
+        self, store: Path, features: ObjectTable, objects: ObjectTable, wanted: Collection[str], unit: str
+    ) -> None:
+        self._folder, self._features, self._objects = store, features, objects
+        self._wanted, self._unit = wanted, unit
 
     def setup(self) -> None:
         self._store = LightCurveStore.open(self._folder)
@@ -131,9 +137,10 @@ class _ReadChangedFeatures(beam.DoFn):
         self._waiting: list[pa.Table] = []
 
     def process(self, changed: ChangedBucket) -> Iterator[FeatureBatch]:
-        found = self._table.read(changed.bucket, oids=self._store.changed(changed.bucket, changed.since))
+        found = self._features.read(changed.bucket, oids=self._store.changed(changed.bucket, changed.since))
         if found is not None:
-            self._waiting.append(found)
+            candid = newest_alerts(self._objects, changed.bucket, found["oid"].combine_chunks())
+            self._waiting.append(found.append_column("candid", candid))
         if sum(map(len, self._waiting)) >= _ROWS:
             yield from self._flush()
 
@@ -148,4 +155,13 @@ class _ReadChangedFeatures(beam.DoFn):
         table = pa.concat_tables(waiting, promote_options="permissive")
         for start in range(0, len(table), _ROWS):
             rows, _ = rows_of_table(table.slice(start, _ROWS), self._wanted)
-            yield FeatureBatch(self._unit, str(self._table.folder), rows)
+            yield FeatureBatch(self._unit, str(self._features.folder), rows)
+
+
+def newest_alerts(objects: ObjectTable, bucket: int, oid: pa.Array) -> pa.Array:
+    """Candid of the newest alert of some objects of a bucket; null where a table of an earlier version has none."""
+    known = objects.read(bucket, columns=["oid", "candid"], oids=oid)
+    if known is None:
+        return pa.nulls(len(oid), pa.int64())
+    place = pc.index_in(oid, value_set=known["oid"].combine_chunks())
+    return known["candid"].cast(pa.int64()).combine_chunks().take(place)
