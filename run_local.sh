@@ -2,17 +2,22 @@
 # From a night of alerts to classes on this machine: the generated sample, or your own archives, folders, .avro files.
 #   ./run_local.sh                 sample night, sample catalogue and demonstration model
 #   ./run_local.sh FILE...         your own input, with the catalogue named by CATALOG_DIR (else the sample's)
-# Variables: RUN (folder of the results, default runs/sample or runs/local), ALERTS (size of the sample, default 2000),
-# CATALOG_DIR (catalogue folder made by 'alertbeam catalog build'), MODEL_DIR (model folder; without one your own input
-# is not classified), PYTHON (interpreter for the environment).
+#   ./run_local.sh stream          the sample night as a live stream: a Kafka broker, a player, and the stream that follows
+# Variables: RUN (folder of the results, default runs/sample, runs/local or runs/stream), ALERTS (size of the sample,
+# default 2000), CATALOG_DIR (catalogue folder made by 'alertbeam catalog build'), MODEL_DIR (model folder; without one
+# your own input is not classified), PYTHON (interpreter for the environment); for the stream RATE (alerts per second,
+# default 50, 0 for as fast as possible) and METRICS_PORT (default 9464).
 set -euo pipefail
 here="$PWD"
 cd "$(dirname "$0")"
 
 case "${1:-}" in
     -h | --help)
-        sed -n '2,7s/^# \{0,1\}//p' "$0"
+        sed -n '2,9s/^# \{0,1\}//p' "$0"
         exit 0
+        ;;
+    stream)
+        [ $# -eq 1 ] || { echo "$0 stream plays the sample: it takes no files" >&2; exit 2; }
         ;;
 esac
 
@@ -20,6 +25,8 @@ source scripts/environment.sh
 make_environment
 alertbeam=.venv/bin/alertbeam
 sample=runs/data
+stream=
+[ "${1:-}" != stream ] || { stream=yes; shift; }
 
 if [ ! -d "$sample/allwise" ] || { [ $# -eq 0 ] && [ ! -f "$sample/ztf_public_20260101.tar.gz" ]; }; then
     echo "Generating a sample night and a sample catalogue in $sample ..." >&2
@@ -27,8 +34,13 @@ if [ ! -d "$sample/allwise" ] || { [ $# -eq 0 ] && [ ! -f "$sample/ztf_public_20
     "$alertbeam" catalog build allwise "$sample/allwise_sample.csv" --version sample --output "$sample/allwise"
 fi
 
-if [ ! -d runs/sample ] && [ ! -d runs/local ]; then
+if [ ! -d runs/sample ] && [ ! -d runs/local ] && [ ! -d runs/stream ]; then
     echo "The first run compiles its kernels: it takes about two minutes more than later ones." >&2
+fi
+if [ -n "$stream" ]; then
+    source scripts/stream.sh
+    stream_sample
+    exit
 fi
 status=0
 model="${MODEL_DIR:-}"

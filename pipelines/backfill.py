@@ -26,8 +26,10 @@ from database.client import Database, DatabaseUnavailable
 from database.tables import TableLayoutError
 from lightcurves.features.curves import Mode
 from lightcurves.store import LightCurveStore
+from messaging.producer import DeliveryError
+from messaging.settings import ProducerSettings
 from pipelines.classify import wanted_features
-from pipelines.replay import replay_refused
+from pipelines.replay import is_unsent, replay_refused, replay_unsent
 from pipelines.running import LOCAL_RUNNER
 from pipelines.workers import StopWork
 from pipelines.xmatch import XmatchJob, run_units
@@ -39,6 +41,7 @@ from transforms.classify import CLASSIFIED, ClassifiedBatch, Classify, WriteProb
 from transforms.counts import counters
 from transforms.dead_letters import DEAD_LETTERS, WriteDeadLetters
 from transforms.features import ComputeFeatures, WriteFeatureTables
+from transforms.kafka_sink import SendAlerts, SendClassifications
 from transforms.light_curve_store import ChangedBucket, ReadFromStore
 from transforms.models import ModelPlace
 from transforms.object_tables import (
@@ -104,6 +107,10 @@ class BackfillJob:
         Row of table ``step``.
     hats_light_curves : bool
         Whether the HATS catalogue holds the light curves.
+    alerts_to, classifications_to : ProducerSettings, optional
+        Topics of the enriched alerts and of the classifications. What was known at a date is not sent.
+    avro, schemaless
+        See :class:`~pipelines.xmatch.XmatchJob`.
     programs, limits, codec, level, precision
         See :class:`~pipelines.xmatch.XmatchJob`.
     """
@@ -126,6 +133,10 @@ class BackfillJob:
     codec: str = "zstandard"
     level: int | None = None
     precision: str = "float"
+    avro: bool = True
+    alerts_to: ProducerSettings | None = None
+    classifications_to: ProducerSettings | None = None
+    schemaless: bool = False
 
     @property
     def layout(self) -> RunLayout:
@@ -180,7 +191,7 @@ def do(unit: Unit, job: BackfillJob) -> Mapping[str, int]:
     Raises
     ------
     StopWork
-        If no other unit could be done either, because the database, a disk, a catalogue or the model gave way.
+        If no other unit could be done either, because the database, Kafka, a disk, a catalogue or the model gave way.
     """
     doing = {READ: read, FOLD: fold, FEATURES: compute, CLASSIFY: classify, EXPORT: export, REPLAY: replay}[unit.stage]
     try:
@@ -188,7 +199,7 @@ def do(unit: Unit, job: BackfillJob) -> Mapping[str, int]:
         if job.database is not None:
             job.database.close()
         return counts
-    except (DatabaseUnavailable, TableLayoutError, CatalogError, ModelError) as error:
+    except (DatabaseUnavailable, TableLayoutError, CatalogError, ModelError, DeliveryError) as error:
         raise StopWork(str(error).partition(" [while running ")[0]) from error
     except (OSError, RuntimeError) as error:
         # Beam gives exceptions of more than one part another type.
@@ -214,6 +225,9 @@ def read(unit: Unit, job: BackfillJob) -> Mapping[str, int]:
         store=job.layout.light_curves,
         crossmatches=job.layout.crossmatches,
         progress=job.progress_of(unit),
+        avro=job.avro,
+        alerts_to=job.alerts_to,
+        schemaless=job.schemaless,
     )
     counts = run_units(xmatch, _pipeline())
     if unit.payload.get("replay"):
@@ -224,10 +238,15 @@ def read(unit: Unit, job: BackfillJob) -> Mapping[str, int]:
 
 
 def replay(unit: Unit, job: BackfillJob) -> Mapping[str, int]:
-    """Write once more what the database refused."""
+    """Write once more what the database refused, or send what Kafka did."""
+    path, letters = Path(unit.payload["path"]), job.layout.dead_letters
+    if is_unsent(path):
+        if job.alerts_to is None:
+            raise StopWork("alerts that Kafka refused are for Kafka; name it with --kafka and --alerts-topic")
+        sending = SendAlerts(job.alerts_to, job.precision, job.schemaless)
+        return replay_unsent(path, unit.name, letters, sending, job.matchers, _pipeline(), job.programs)
     if job.database is None:
         raise StopWork("rows that a database refused are for a database; name one with --database URL")
-    path, letters = Path(unit.payload["path"]), job.layout.dead_letters
     return replay_refused(path, unit.name, letters, job.database, job.matchers, _pipeline(), job.programs)
 
 
@@ -269,16 +288,16 @@ def classify(unit: Unit, job: BackfillJob) -> Mapping[str, int]:
     assert job.model is not None
     wanted = wanted_features(read_model(job.model.resolve()))
     letters = job.layout.dead_letters
+    reading = ReadChangedFeatures(job.layout.light_curves, job.features, job.objects, wanted, unit.name)
     root = _pipeline()
-    features = (
-        root
-        | "Buckets" >> beam.Create(_changed(unit), reshuffle=False)
-        | "Read features" >> ReadChangedFeatures(job.layout.light_curves, job.features, wanted, unit.name)
-    )
+    features = root | "Buckets" >> beam.Create(_changed(unit), reshuffle=False) | "Read features" >> reading
     told = features | "Classify" >> Classify(job.model)
     classified = told[CLASSIFIED]
     told[DEAD_LETTERS] | "Keep unclassified objects" >> WriteDeadLetters(letters, "classify")
     classified | "Write probabilities" >> WriteObjectTable(job.probabilities, _probabilities_of)
+    if job.classifications_to is not None and job.as_of is None:
+        sent = classified | "Send classifications" >> SendClassifications(job.classifications_to, job.schemaless)
+        sent[DEAD_LETTERS] | "Keep unsent classifications" >> WriteDeadLetters(letters, "send")
     if job.database is not None and "probability" not in job.without_tables:
         stored = classified | "Write tables" >> WriteProbabilities(job.database, job.label)
         stored[DEAD_LETTERS] | "Keep refused rows" >> WriteDeadLetters(letters, "write")

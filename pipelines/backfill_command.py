@@ -25,8 +25,10 @@ from pipelines.backfill_settings import (
     without_tables,
 )
 from pipelines.environment import read_environment
+from pipelines.kafka_options import add_producer_options, check_producer_options
 from pipelines.matchers import MATCHERS_HELP, add_matcher_options
 from pipelines.run_display import add_progress_option
+from pipelines.stream_environment import read_producer_environment
 from pipelines.usage import UsageError
 from pipelines.xmatch_command import check_level, check_output
 from run_folder.layout import RunLayout
@@ -67,7 +69,7 @@ STEP_VERSION, STEP_COMMENTS fill table step; FEATURE_VERSION is written beside t
 version of the definitions, and the mode).
 
 exit status: 0 done; 1 done, with more dead letters than --max-dead-letters, or with archives set aside; 2 wrong usage,
-nothing was written; 3 stopped, because the database or a disk gave way: start again.
+nothing was written; 3 stopped, because the database, Kafka or a disk gave way: start again.
 """
 
 
@@ -104,6 +106,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="LIST",
         help=f"tables not to write, of {', '.join(PASS_2_TABLES)}; feature has 178 rows per object",
     )
+    add_producer_options(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on with a run; one must be there")
@@ -159,7 +162,7 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
     fill(options, recorded)
     sources = _sources(options)
     _check(options, layout, sources, recorded)
-    job, settings = make_job(options, environment, layout)
+    job, settings = make_job(options, environment, layout, read_producer_environment(variables))
     check_same(recorded, settings, options)
     with begun(options, environment, job, settings, fresh=options.fresh) as session:
         if changes := add_sources(session.driving.ledger, sources):
@@ -217,6 +220,7 @@ def _check(
         if getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
     check_level(options.codec, options.compression_level)
+    check_producer_options(options)
     unknown = set(without_tables(options)) - {*PASS_2_TABLES}
     if unknown:
         raise UsageError(

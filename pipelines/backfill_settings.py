@@ -20,8 +20,10 @@ from pipelines.backfill import AsOf, BackfillJob
 from pipelines.classify_command import model_of
 from pipelines.environment import UNSET_VERSION, Environment
 from pipelines.features_command import as_of_mjd
+from pipelines.kafka_options import ALERTS, CLASSIFICATIONS, producer_settings
 from pipelines.matchers import DEFAULT_RADIUS_ARCSEC, make_matchers
 from pipelines.running import NO_DATABASE, database_of, programs_of
+from pipelines.stream_settings import ProducerEnvironment
 from pipelines.usage import UsageError
 from run_folder.layout import RunLayout
 from run_folder.ledger import Ledger, LedgerError
@@ -51,6 +53,11 @@ KEPT: Final[Mapping[str, Any]] = {
     "buckets": BUCKETS,
     "database": None,
     "without_tables": "",
+    "kafka": None,
+    "alerts_topic": None,
+    "classifications_topic": None,
+    "schemaless": False,
+    "avro": True,
 }
 
 
@@ -100,7 +107,7 @@ def without_tables(options: argparse.Namespace) -> list[str]:
 
 
 def make_job(
-    options: argparse.Namespace, environment: Environment, layout: RunLayout
+    options: argparse.Namespace, environment: Environment, layout: RunLayout, producer: ProducerEnvironment
 ) -> tuple[BackfillJob, dict[str, Any]]:
     """Job of the workers, without its database, and the settings that the ledger keeps.
 
@@ -137,7 +144,13 @@ def make_job(
         codec=options.codec,
         level=options.compression_level,
         precision=options.xmatch_precision,
+        avro=options.avro,
+        alerts_to=producer_settings(options, producer, ALERTS),
+        classifications_to=producer_settings(options, producer, CLASSIFICATIONS),
+        schemaless=options.schemaless,
     )
+    if job.classifications_to is not None and model is None:
+        raise UsageError("--classifications-topic: name the model to classify with as well, --model DIR")
     told = (
         {"name": model.name, "version": model.version, "sha256": model.sha256, "path": options.model} if model else None
     )

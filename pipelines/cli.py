@@ -20,6 +20,7 @@ from pipelines.usage import STOPPED, WRONG_USAGE, StoppedError, UsageError
 # Module of each command, imported when it is needed: all of them together take seconds.
 _COMMANDS: Final = {
     "backfill": "backfill_command",
+    "stream": "stream_command",
     "status": "status_command",
     "report": "report_command",
     "replay": "replay_command",
@@ -27,6 +28,8 @@ _COMMANDS: Final = {
     "features": "features_command",
     "classify": "classify_command",
     "show": "show_command",
+    "broker": "broker_command",
+    "play": "play_command",
     "model": "model_commands",
     "catalog": "catalog_commands",
     "sample": "other_commands",
@@ -38,7 +41,8 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     """Parser of the whole command line, or of one command only."""
     top = argparse.ArgumentParser(
         prog="alertbeam",
-        description="Reprocess the alert archive of the Zwicky Transient Facility: crossmatch, features, classes.",
+        description="Reprocess the alert archive of the Zwicky Transient Facility and follow its stream: crossmatch, "
+        "features, classes.",
         epilog="'alertbeam COMMAND --help' explains a command.",
     )
     top.add_argument("--version", action="version", version=f"alertbeam {__version__}")

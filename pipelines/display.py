@@ -92,6 +92,8 @@ def print_summary(counts: RunCounts, seconds: float, output: Path, stored: str, 
         table.add_row(f"matches in {name}", f"{number:,}")
     for name, number in (counts.rows or {}).items():
         table.add_row(f"rows inserted or updated in table {name}", f"{number:,}")
+    for name, number in (counts.sent or {}).items():
+        table.add_row(f"{name} sent to Kafka", f"{number:,}")
     table.add_row("time", f"{seconds:,.1f} s")
     table.add_row("rate", f"{counts.read / seconds:,.0f} {what}/s")
     console = Console()

@@ -1,20 +1,20 @@
-"""The environment's variables, read here and nowhere else."""
+"""The environment's variables, read here and in :mod:`pipelines.stream_environment`, and nowhere else."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 from database.settings import database_url
 from pipelines import __version__
 from pipelines.usage import UsageError
-from xmatch.settings import CatalogSetting, parse_catalog_setting, parse_switch
+from pipelines.variables import number_of, switch_of, text_of
+from xmatch.settings import CatalogSetting, parse_catalog_setting
 
 # What FEATURE_VERSION is when nothing sets it.
 UNSET_VERSION: Final = "dev"
-Number = TypeVar("Number", int, float)
+DATABASE_VARIABLES: Final = ("DB_ENGINE", "ENGINE", "DB_HOST", "DB_USER", "DB_PASSWORD", "DB_PORT", "DB_NAME")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Environment:
     Attributes
     ----------
     database : str or None
-        URL made of ``DB_ENGINE`` (or ``ENGINE``), ``DB_HOST``, ``DB_USER``, ``DB_PASSWORD``, ``DB_PORT``, ``DB_NAME``.
+        URL made of ``DB_ENGINE`` (or ``ENGINE``), ``DB_HOST``, ``DB_USER``, ``DB_PASSWORD``, ``DB_PORT``, ``DB_NAME``;
+        never shown, for it holds the password.
     catalogs : tuple of CatalogSetting
         Of ``CATALOG``; empty if it is not set.
     step : StepMetadata
@@ -49,7 +50,7 @@ class Environment:
         ``FEATURE_VERSION`` of the features that are classified.
     """
 
-    database: str | None
+    database: str | None = field(repr=False)
     catalogs: tuple[CatalogSetting, ...]
     step: StepMetadata
     use_xwave: bool | None = None
@@ -79,9 +80,9 @@ def read_environment(variables: Mapping[str, str], step: str = "xmatch") -> Envi
 
 
 def _read(variables: Mapping[str, str], step: str) -> Environment:
-    catalog = variables.get("CATALOG", "").strip()
+    catalog = text_of(variables, "CATALOG")
     return Environment(
-        database=database_url(variables),
+        database=database_url({name: variables[name] for name in DATABASE_VARIABLES if name in variables}),
         catalogs=tuple(parse_catalog_setting(catalog)) if catalog else (),
         step=StepMetadata(
             step_id=variables.get("STEP_ID") or step,
@@ -89,21 +90,8 @@ def _read(variables: Mapping[str, str], step: str) -> Environment:
             version=variables.get("STEP_VERSION") or __version__,
             comments=variables.get("STEP_COMMENTS", ""),
         ),
-        use_xwave=parse_switch("USE_XWAVE", variables.get("USE_XWAVE", "")),
-        retries=_number(variables, "RETRIES", int),
-        retry_interval_s=_number(variables, "RETRY_INTERVAL", float),
+        use_xwave=switch_of(variables, "USE_XWAVE"),
+        retries=number_of(variables, "RETRIES", int),
+        retry_interval_s=number_of(variables, "RETRY_INTERVAL", float),
         feature_version=variables.get("FEATURE_VERSION") or UNSET_VERSION,
     )
-
-
-def _number(variables: Mapping[str, str], name: str, kind: Callable[[str], Number]) -> Number | None:
-    text = variables.get(name, "").strip()
-    if not text:
-        return None
-    try:
-        number = kind(text)
-    except ValueError as error:
-        raise ValueError(f"{name} must be a number, not {text!r}") from error
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must not be negative, as {text} is")
-    return number

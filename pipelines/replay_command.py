@@ -16,6 +16,7 @@ from pipelines.environment import read_environment
 from pipelines.matchers import add_matcher_options
 from pipelines.replay import count_letters, letter_files, letters_by_stage
 from pipelines.run_display import add_progress_option
+from pipelines.stream_environment import read_producer_environment
 from pipelines.usage import UsageError
 from run_folder.layout import RunLayout
 
@@ -26,9 +27,10 @@ examples:
   alertbeam replay run/ --catalog allwise_repaired/                   (with another catalogue of the same version)
 
 Packets that could not be read or looked up go the whole way again, into the same results; rows that the database
-refused go to the database. A file of letters is removed when all of it was fed again; what fails once more stands in
-new files, with its reason. Objects that a model cannot classify are left where they are: classify them with another
-model, 'alertbeam backfill --only pass2 --model DIR --output RUN'.
+refused go to the database, and alerts that Kafka refused to Kafka. A file of letters is removed when all of it was fed
+again; what fails once more stands in new files, with its reason. Objects that a model cannot classify, or whose
+classification a sink refused, are left where they are: classify them with another model, 'alertbeam backfill --only
+pass2 --model DIR --output RUN'.
 
 The folder of an 'alertbeam xmatch' run keeps no settings: name its dead letters as INPUT of another run.
 
@@ -75,7 +77,7 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
     options.as_of, options.attempts, options.output = None, 3, str(layout.root)
     fill(options, settings)
     options.workers = options.workers or os.cpu_count() or 1
-    job, settings = make_job(options, environment, layout)
+    job, settings = make_job(options, environment, layout, read_producer_environment(variables))
     with begun(options, environment, job, settings) as session:
         ledger = session.driving.ledger
         # What a replay that was killed had fed.
@@ -89,9 +91,7 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
         number = count_letters([*packets, *refused])
         session.say(f"{number:,} dead letters are fed again")
         if others:
-            session.say(
-                f"{count_letters(others):,} objects could not be classified: that takes another model, see --help"
-            )
+            session.say(f"{count_letters(others):,} objects are left: to classify them takes another model, see --help")
         add_letters(ledger, packets, refused)
         with session.invocation():
             run_refused(session.job, session.driving)

@@ -408,6 +408,8 @@ class RunSummary:
         Objects classified in this start, by their most probable class.
     tables : Mapping of str to int
         Rows that this start inserted or updated, by table of the database.
+    sent : Mapping of str to int
+        Messages that Kafka took in this start, by kind.
     rows : Mapping of str to int
         Rows in the files of results now.
     stored : str
@@ -431,6 +433,7 @@ class RunSummary:
     matches: Mapping[str, int]
     classes: Mapping[str, int]
     tables: Mapping[str, int]
+    sent: Mapping[str, int]
     rows: Mapping[str, int]
     stored: str
     example: str
@@ -468,6 +471,7 @@ class RunSummary:
             "catalogs": dict(self.matches),
             "classes": dict(self.classes),
             "tables": dict(self.tables),
+            "sent": dict(self.sent),
             "rows": dict(self.rows),
             "database": self.stored,
         }
@@ -511,6 +515,7 @@ def run_summary(ledger: Ledger, layout: RunLayout, seconds: float, as_of: str | 
         matches=with_prefix(done, "catalog:"),
         classes=with_prefix(of_now, "class:"),
         tables=with_prefix(of_now, "rows:"),
+        sent=with_prefix(of_now, "sent:"),
         rows={name: rows for name, folder in results.items() if (rows := _rows_in(folder))},
         stored=settings.get("database") or "",
         example=_first_object(results.get("features")),
@@ -629,6 +634,7 @@ def _number_table(summary: RunSummary) -> Table:
         **{f"rows of {name}": number for name, number in summary.rows.items()},
         **{f"classified now as {name}": number for name, number in summary.classes.items()},
         **{f"rows inserted or updated in table {name}": number for name, number in summary.tables.items()},
+        **{f"{name} sent to Kafka now": number for name, number in summary.sent.items()},
     }
     for name, number in rows.items():
         table.add_row(name, f"{number:,}")

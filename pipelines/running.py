@@ -18,6 +18,7 @@ from typing import Any, Final
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners import create_runner
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.runner import PipelineRunner
 
 from alerts.sources import total_bytes
@@ -149,6 +150,15 @@ def make_runner(command: str, name: str, beam_options: Sequence[str]) -> tuple[P
     if options.view_as(StandardOptions).streaming:
         raise UsageError("--streaming: files are no stream, and would be read without an end; leave it out")
     return runner, options
+
+
+def without_state_cache() -> None:
+    """Let the local runner keep no cache of states, which lie in the same process.
+
+    Beam 2.77 measures the depth of each value that it caches, by walking through all modules: 0.8 ms per write of a
+    state, and 0.06 ms without the cache. There is no option for it.
+    """
+    worker_handlers.STATE_CACHE_SIZE_MB = 0
 
 
 def _is_beam_option(text: str) -> bool:

@@ -15,10 +15,12 @@ import pyarrow as pa
 from alerts.reader import Limits
 from alerts.sources import Source
 from database.client import Database
+from messaging.settings import ProducerSettings
 from storage.files import partial_name, remove_partial_files
-from transforms.counts import RunCounts, counters, run_counts
+from transforms.counts import RunCounts, count, counters, run_counts
 from transforms.crossmatch import MATCHED_ALERTS, Crossmatch, MatchedAlerts
 from transforms.dead_letters import DEAD_LETTERS, WriteDeadLetters
+from transforms.kafka_sink import SendAlerts
 from transforms.light_curve_store import AddToStore
 from transforms.positions import POSITION_KEYS, CrossmatchPositions
 from transforms.progress import clear_progress
@@ -56,6 +58,12 @@ class XmatchJob:
         Folder of the parts of the crossmatches, if not ``crossmatches``.
     progress : str
         Folder to note the progress in, if not ``.progress``.
+    avro : bool
+        Write the enriched alerts to files.
+    alerts_to : ProducerSettings, optional
+        Topic of the enriched alerts; none are sent without it.
+    schemaless : bool
+        Messages hold the bare record.
     """
 
     sources: tuple[Source, ...]
@@ -71,6 +79,9 @@ class XmatchJob:
     store: Path | None = None
     crossmatches: Path | None = None
     progress: str = ""
+    avro: bool = True
+    alerts_to: ProducerSettings | None = None
+    schemaless: bool = False
 
     @property
     def progress_folder(self) -> str:
@@ -103,7 +114,13 @@ def _build_alerts(sources: beam.PCollection, job: XmatchJob) -> None:
     read = sources | "Read alerts" >> ReadAlerts(job.limits, job.programs, job.progress_folder)
     crossmatch = read[BATCHES] | "Crossmatch" >> Crossmatch(job.matchers)
     matched = crossmatch[MATCHED_ALERTS]
-    matched | "Write alerts" >> WriteAlerts(job.output / "alerts", job.codec, job.level, job.precision)
+    if job.avro:
+        matched | "Write alerts" >> WriteAlerts(job.output / "alerts", job.codec, job.level, job.precision)
+    else:
+        matched | "Count alerts" >> beam.Map(_count_written)
+    if job.alerts_to is not None:
+        sent = matched | "Send alerts" >> SendAlerts(job.alerts_to, job.precision, job.schemaless)
+        sent[DEAD_LETTERS] | "Keep unsent alerts" >> WriteDeadLetters(dead_letters, "send")
     matched | "Write crossmatches" >> WriteRows(job.parts_folder, _crossmatches)
     if job.store is not None:
         matched | "Add to the light curves" >> AddToStore(job.store)
@@ -118,6 +135,11 @@ def _build_positions(sources: beam.PCollection, job: XmatchJob) -> None:
     crossmatch = sources | "Crossmatch positions" >> CrossmatchPositions(job.matchers)
     crossmatch[MATCHED_ALERTS] | "Write crossmatches" >> WriteRows(job.parts_folder, _as_it_is)
     crossmatch[DEAD_LETTERS] | "Keep failed lookups" >> WriteDeadLetters(job.output / "dead_letters", "crossmatch")
+
+
+def _count_written(alerts: MatchedAlerts) -> None:
+    """Count the alerts of which nothing but their crossmatches is written."""
+    count("written", len(alerts.batch))
 
 
 def _crossmatches(alerts: MatchedAlerts) -> tuple:

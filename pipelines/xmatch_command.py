@@ -18,8 +18,10 @@ from alerts.reader import Limits
 from alerts.sources import InputError, Source, find_sources, is_url, total_bytes
 from database.embedded import start_embedded
 from database.settings import safe_url
+from messaging.producer import DeliveryError
 from pipelines.display import print_summary, print_summary_json, progress_shown
 from pipelines.environment import Environment, read_environment
+from pipelines.kafka_options import ALERTS, add_producer_options, check_producer_options, producer_settings
 from pipelines.matchers import MATCHERS_HELP, add_matcher_options, make_matchers
 from pipelines.running import (
     EXIT_STATUS,
@@ -32,6 +34,8 @@ from pipelines.running import (
     programs_of,
     stopping,
 )
+from pipelines.stream_environment import read_producer_environment
+from pipelines.stream_settings import ProducerEnvironment
 from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS, UsageError
 from pipelines.xmatch import XmatchJob, remove_unfinished, run
 from run_folder.layout import RunLayout
@@ -81,6 +85,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="URL",
         help="database for the tables, or 'none' (default: the variables DB_*, else a server embedded in the output)",
     )
+    add_producer_options(parser, classifications=False)
     parser.add_argument(
         "--programid",
         default="1",
@@ -99,6 +104,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--batch-alerts", type=int, default=1000, metavar="N", help="alerts in a batch at most")
     add_run_options(parser)
+    parser.set_defaults(avro=True, schemaless=False)
     parser.set_defaults(command=run_command, takes_beam_options=True)
 
 
@@ -106,14 +112,14 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
     """Run the command; give the exit status."""
     environment = read_environment(variables)
     output = Path(options.output).expanduser().absolute()
-    job = _job(options, environment, output)
+    job = _job(options, environment, read_producer_environment(variables), output)
     runner, pipeline_options = make_runner("xmatch", options.runner, beam_options)
     url = None if job.positions else database_of(options.database, environment)
     stored = ""
     with ExitStack() as stack:
         stack.enter_context(locked(output))
         stack.callback(remove_unfinished, job)
-        stack.enter_context(stopping(CatalogError))
+        stack.enter_context(stopping(CatalogError, DeliveryError))
         if not job.positions and url != NO_DATABASE:
             if url is None:
                 url = stack.enter_context(start_embedded(output / "database")).url
@@ -132,7 +138,9 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
     return TOO_MANY_DEAD_LETTERS if counts.dead > options.max_dead_letters else DONE
 
 
-def _job(options: argparse.Namespace, environment: Environment, output: Path) -> XmatchJob:
+def _job(
+    options: argparse.Namespace, environment: Environment, producer: ProducerEnvironment, output: Path
+) -> XmatchJob:
     """Check all that can be checked before anything is written."""
     try:
         positions = _are_positions(options.inputs)
@@ -145,6 +153,9 @@ def _job(options: argparse.Namespace, environment: Environment, output: Path) ->
     matchers = make_matchers(options, environment)
     if options.batch_alerts < 1:
         raise UsageError("--batch-alerts must be at least 1")
+    check_producer_options(options)
+    if positions and (options.alerts_topic or not options.avro):
+        raise UsageError("--alerts-topic and --no-avro are for alerts, and the input is a table of positions")
     check_level(options.codec, options.compression_level)
     check_output(output, options.inputs, sources)
     if RunLayout(output).ledger.is_dir():
@@ -159,6 +170,9 @@ def _job(options: argparse.Namespace, environment: Environment, output: Path) ->
         codec=options.codec,
         level=options.compression_level,
         precision=options.xmatch_precision,
+        avro=options.avro,
+        alerts_to=producer_settings(options, producer, ALERTS),
+        schemaless=options.schemaless,
     )
 
 

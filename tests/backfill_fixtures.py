@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from database.embedded import start_embedded
 from lightcurves.store import LightCurveStore
+from pipelines.stream_environment import VARIABLES
 from run_folder.layout import RunLayout
 from run_folder.ledger import Ledger, Unit
 from simulation import simulate_sample
@@ -72,8 +73,7 @@ def command(run: Path, *arguments: object, name: str = "backfill") -> list[str]:
 
 def environment() -> dict[str, str]:
     """Variables of this process but for those that the command reads."""
-    ours = ("DB_", "ENGINE", "CATALOG", "STEP_", "USE_XWAVE", "RETR", "FEATURE_VERSION")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
 
 
 def backfilled(

@@ -20,17 +20,11 @@ from alerts.dead_letters import DeadLetter, read_dead_letters
 from database.client import Database
 from pipelines import running
 from pipelines.cli import main
+from pipelines.stream_environment import VARIABLES
 from simulation import simulate_sample
 from xmatch.catalog import build_catalog
 
 Packet = tuple[dict[str, Any], dict[str, Any]]
-# The variables that the command line reads.
-VARIABLES = (
-    *("DB_ENGINE", "ENGINE", "DB_HOST", "DB_USER", "DB_PASSWORD", "DB_PORT", "DB_NAME"),
-    *("CATALOG", "STEP_ID", "STEP_NAME", "STEP_VERSION", "STEP_COMMENTS"),
-    *("USE_XWAVE", "RETRIES", "RETRY_INTERVAL"),
-)
-
 
 @dataclass(frozen=True)
 class Sample:

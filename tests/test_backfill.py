@@ -8,6 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import lsdb
 import numpy as np
@@ -49,6 +50,10 @@ def served(folder: Path) -> Iterator[str]:
             thread.join()
 
 
+def time_of(alert: dict[str, Any]) -> tuple[float, int]:
+    return alert["candidate"]["jd"], alert["candid"]
+
+
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     return make_nights(tmp_path_factory.mktemp("nights"))
@@ -88,6 +93,10 @@ def test_equal_to_the_single_commands(nights: Nights, together: Path, tmp_path: 
     pd.testing.assert_frame_equal(ours, pd.read_parquet(features).set_index("oid"), check_exact=True)
     ours = frame(RunLayout(together).results().all_probabilities)
     theirs = pd.read_parquet(told).set_index("oid").sort_index()
+    # A table of features does not know the alerts that they are of.
+    assert theirs.pop("candid").isna().all()
+    newest = {alert["objectId"]: alert["candid"] for alert in sorted(alerts_of(together), key=time_of)}
+    assert ours.pop("candid").to_dict() == {oid: newest[oid] for oid in theirs.index}
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     assert len(theirs) > 50
 

@@ -57,6 +57,16 @@ match_rows = st.fixed_dictionaries(
 )
 
 
+light_curve_rows = st.fixed_dictionaries(
+    {
+        "oid": st.sampled_from(OIDS),
+        "rows": st.sampled_from([b"", b"\0", b"\xff\0\\x", b"LC" * 4000, b"LD" * 4000]),
+        "known_alerts": st.sampled_from([0, 1, 7]),
+        "lastmjd": st.sampled_from([None, 58000.0, 58001.25]),
+    }
+)
+
+
 def write_in_batches(database, name, rows, sizes):
     """Write the rows, cut into batches of the given sizes."""
     start = 0
@@ -107,6 +117,20 @@ def test_objects(database, rows, data):
 @given(rows=st.lists(allwise_rows, min_size=2, max_size=8), data=st.data())
 def test_allwise_sources(database, rows, data):
     assert_order_is_irrelevant(database, "allwise", rows, data)
+
+
+@LAW
+@given(rows=st.lists(light_curve_rows, min_size=2, max_size=8), data=st.data())
+def test_light_curves(database, rows, data):
+    assert_order_is_irrelevant(database, "light_curve", rows, data)
+    query = "SELECT oid, known_alerts, lastmjd, rows FROM light_curve"
+    for oid, *found in execute(database.url, query):
+        ranked = [
+            (row["known_alerts"], row["lastmjd"] or 0.0, len(row["rows"]), row["rows"])
+            for row in rows
+            if row["oid"] == oid
+        ]
+        assert (found[0], found[1] or 0.0, len(found[2]), bytes(found[2])) == max(ranked)
 
 
 @LAW

@@ -48,7 +48,7 @@ def test_readme_python_runs(workplace, monkeypatch, capsys):
 def test_readme_commands_are_understood():
     blocks = re.findall(r"^```\w*\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M)
     commands = re.findall(r"^alertbeam (.+)$", "".join(blocks), re.M)
-    assert len(commands) == 10
+    assert len(commands) == 11
     for command in commands:
         arguments = [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', command)]
         parser().parse_args(arguments)

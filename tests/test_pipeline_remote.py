@@ -278,7 +278,7 @@ class TestChoice:
             (("--matcher", "local", "--catalog", "nowhere"), {}, "is not a catalogue"),
             (("--catalog", "nowhere", "--cache", "folder"), {}, "--cache is for a catalogue service"),
             ((), {"USE_XWAVE": "maybe"}, "USE_XWAVE must be true or false"),
-            ((), {"RETRIES": "many"}, "RETRIES must be a number, not 'many'"),
+            ((), {"RETRIES": "many"}, "RETRIES must be a whole number, not 'many'"),
             ((), {"RETRY_INTERVAL": "-1"}, "RETRY_INTERVAL must not be negative"),
         ],
     )

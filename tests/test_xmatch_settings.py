@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from xmatch.settings import CatalogSetting, parse_catalog_setting, parse_switch
+from xmatch.settings import CatalogSetting, parse_catalog_setting
 
 ALLWISE = {"name": "allwise", "columns": ["AllWISE", "W1mag"]}
 YAML = """
@@ -44,16 +44,6 @@ def test_blank_values(blank) -> None:
 @pytest.mark.parametrize(("radius", "expected"), [(2, 2.0), (0.5, 0.5), ("1.5", 1.5), ("", None), (None, None)])
 def test_radius_of_a_catalogue(radius, expected) -> None:
     assert parse_catalog_setting(ALLWISE | {"radius": radius})[0].radius_arcsec == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("True", True), ("yes", True), (" 1 ", True), ("False", False), ("0", False), ("off", False), ("", None)],
-)
-def test_switches(text: str, expected: bool | None) -> None:
-    assert parse_switch("USE_XWAVE", text) is expected
-    with pytest.raises(ValueError, match="USE_XWAVE must be true or false, not 'maybe'"):
-        parse_switch("USE_XWAVE", "maybe")
 
 
 def test_selection_as_text() -> None:

@@ -117,21 +117,3 @@ def _parse_radius(name: str, radius: Any) -> float | None:
     if not 0.0 < value < math.inf:
         raise ValueError(f"CATALOG {name}: radius must be a positive number of arcseconds, not {radius!r}.")
     return value
-
-
-def parse_switch(name: str, value: str) -> bool | None:
-    """Read a variable that is true or false; None if it is blank.
-
-    Raises
-    ------
-    ValueError
-        With one sentence that names the variable.
-    """
-    text = value.strip().casefold()
-    if text in ("true", "yes", "on", "1"):
-        return True
-    if text in ("false", "no", "off", "0"):
-        return False
-    if text:
-        raise ValueError(f"{name} must be true or false, not {value!r}.")
-    return None

@@ -1,0 +1,217 @@
+"""``alertbeam stream``: options over variables, checks before anything is read, and the run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import apache_beam as beam
+
+from alerts.enrich import PRECISIONS
+from classifier.model import ModelError
+from database.embedded import start_embedded
+from database.settings import safe_url
+from lightcurves.features.curves import Mode
+from lightcurves.store import StoreError
+from messaging.consumer import BrokerError
+from messaging.monitor import Monitor, close_monitors, monitor
+from messaging.producer import DeliveryError
+from pipelines.backfill_settings import PASS_2_TABLES
+from pipelines.kafka_options import add_producer_options
+from pipelines.matchers import MATCHERS_HELP, add_matcher_options
+from pipelines.running import (
+    NO_DATABASE,
+    database_of,
+    locked,
+    make_runner,
+    prepared,
+    stopping,
+    without_state_cache,
+)
+from pipelines.stream import StreamJob, build
+from pipelines.stream_display import snapshot_text, stream_shown
+from pipelines.stream_job import chosen, make_job
+from pipelines.stream_log import set_up_logs
+from pipelines.stream_settings import ALL, CONTAINER, JSON, LATE_CLASSIFICATION, SCHEMALESS, XMATCH
+from pipelines.stream_stop import stopped_by_signals
+from pipelines.stream_warm_up import warm_up
+from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS
+from transforms.counts import counters_by, live_counts
+from xmatch.layout import CatalogError
+
+_LOGGER = logging.getLogger(__name__)
+
+SUCCESS: Final = "__SUCCESS__"
+_EPILOG: Final = f"""\
+examples:
+  alertbeam stream --step all --server broker:9092 --topics ztf_20260101_programid1 --group mine \\
+      --catalog allwise/ --model model/ --output live/
+  alertbeam stream --step all ... --daily-topics 'ztf_%s_programid1' --light-curves run/  (go on after a backfill)
+  alertbeam stream --step xmatch                 (everything from the variables of ALeRCE's xmatch step)
+  alertbeam stream --step late_classification    (likewise, its late classification step)
+  alertbeam stream ... --stop-at-end             (read what the topics hold, and end)
+
+What came of a message is in the database, the topics and the files before its offset is committed: what is killed goes
+on where it was, and nothing is lost. What comes twice leaves the same rows. A message that cannot be processed goes to
+dead_letters/ in the output folder with its reason; 'alertbeam xmatch' or 'backfill' read that folder again.
+SIGTERM or Ctrl-C finish what was read and commit it; a second one ends at once.
+
+output folder:
+  dead_letters/*.avro    what could not be processed, with the reason and the original bytes
+  database/              the embedded PostgreSQL server's data, unless another database is named
+  alerts/  classifications/      with --avro: the same messages as Avro files, a file per bundle
+
+{MATCHERS_HELP}
+environment: all variables of ALeRCE's steps, see docs/configuration.md; options come before variables, and those before
+the file that CONFIG_FROM_YAML names.
+
+exit status: 0 ended as asked; 1 the same, with more dead letters than --max-dead-letters; 2 wrong usage, nothing was
+read; 3 stopped, because a broker, the database or a disk gave way: start again.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command's options."""
+    parser = commands.add_parser(
+        "stream",
+        help="follow topics of Kafka: crossmatch, light curves, features, classes",
+        description="Follow alerts in Kafka: crossmatch, light curves, features and classes, as a backfill does.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--step",
+        choices=(XMATCH, LATE_CLASSIFICATION, ALL),
+        default=ALL,
+        help="alerts to crossmatched alerts; messages of the feature step to classes; or alerts to classes (default)",
+    )
+    _add_reading(parser)
+    _add_writing(parser)
+    add_matcher_options(parser)
+    parser.add_argument("--model", metavar="DIR|POINTER", help="model to classify with")
+    parser.add_argument(
+        "--follow-model", action="store_true", help="change to another model as soon as the pointer names it"
+    )
+    parser.add_argument(
+        "--mode", choices=[str(mode) for mode in Mode], help="of the features (default: the model's, else accurate)"
+    )
+    parser.add_argument("--forced", action="store_true", help="take forced photometry as detections")
+    parser.add_argument(
+        "--light-curves", metavar="RUN", help="folder of a backfill, whose light curves the stream continues"
+    )
+    parser.add_argument(
+        "--keep-days", type=float, default=1.0, metavar="DAYS", help="objects without alerts stay in memory (default 1)"
+    )
+    parser.add_argument(
+        "--programid", metavar="LIST", help="survey programmes wanted, e.g. 1,2,3, or 'all' (default: 1)", default="1"
+    )
+    parser.add_argument(
+        "--bundle-seconds",
+        type=float,
+        metavar="S",
+        help="gather messages for so long before what came of them is committed (default 0.5, with --avro 30)",
+    )
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus, and /healthz")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of the log (default text)")
+    parser.add_argument(
+        "--max-dead-letters", type=int, metavar="N", help="more than N exit with status 1 (default: any number is fine)"
+    )
+    parser.add_argument("--runner", default="FnApiRunner", help="Beam runner (default FnApiRunner)")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(command=run_command, takes_beam_options=True)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", metavar="HOST:PORT", help="brokers, separated by commas (CONSUMER_SERVER)")
+    parser.add_argument("--topics", metavar="LIST", help="topics, separated by commas (CONSUMER_TOPICS)")
+    parser.add_argument(
+        "--daily-topics", metavar="FORMAT", help="a topic per day, %%s stands for the date (TOPIC_STRATEGY_FORMAT)"
+    )
+    parser.add_argument("--group", metavar="NAME", help="name that offsets are kept under (CONSUMER_GROUP_ID)")
+    parser.add_argument(
+        "--start", metavar="WHERE", help="committed (default), earliest, latest, or a time such as 2026-01-01T22:00"
+    )
+    parser.add_argument(
+        "--stop-at-end", action="store_true", help="end when all topics are read (ENABLE_PARTITION_EOF)"
+    )
+    parser.add_argument(
+        "--format", choices=(CONTAINER, SCHEMALESS, JSON), help="of the messages (default container, as ZTF's)"
+    )
+    parser.add_argument("--schema", metavar="FILE", help="schema (.avsc) of messages that carry none")
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", default="stream", metavar="DIR", help="folder of the stream (default stream)")
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        help="database for the tables, or 'none' (default: the variables DB_*, else a server embedded in the output)",
+    )
+    parser.add_argument(
+        "--without-tables", metavar="LIST", default="", help=f"tables not to write, of {', '.join(PASS_2_TABLES)}"
+    )
+    add_producer_options(parser, avro=False)
+    parser.add_argument(
+        "--xmatch-precision",
+        choices=PRECISIONS,
+        default="float",
+        help="numbers in xmatches: 32 bits (as ALeRCE) or 64",
+    )
+
+
+def run_command(options: argparse.Namespace, beam_options: Sequence[str], variables: Mapping[str, str]) -> int:
+    """Run the command; give the exit status."""
+    environment = chosen(options, variables)
+    set_up_logs(options.log_format, bool(environment.debug))
+    for notice in environment.notices:
+        _LOGGER.warning(notice)
+    job = make_job(options, environment)
+    runner, pipeline_options = make_runner("stream", options.runner, beam_options)
+    url = database_of(options.database, environment.environment)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(locked(job.output))
+        (job.output / SUCCESS).unlink(missing_ok=True)
+        failures = (CatalogError, ModelError, StoreError, BrokerError, DeliveryError)
+        stack.enter_context(stopping(*failures))
+        stack.enter_context(stopped_by_signals(Path(job.consumer.stop_file)))
+        if url != NO_DATABASE:
+            url = url or stack.enter_context(start_embedded(job.output / "database")).url
+            _LOGGER.info("tables: %s", safe_url(url))
+            job = job.with_database(stack.enter_context(prepared(url, environment.environment)))
+        stack.callback(close_monitors)
+        watching = monitor(job.monitor, live_counts)
+        if job.step == ALL:
+            warm_up(job)
+        without_state_cache()
+        with stream_shown(watching, options.quiet or options.json):
+            pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
+            build(pipeline, job)
+            pipeline.run().wait_until_finish()
+        if job.consumer.stop_at_end:
+            (job.output / SUCCESS).touch()
+        return _told(options, job, watching, time.monotonic() - started)
+
+
+def _told(options: argparse.Namespace, job: StreamJob, watching: Monitor, seconds: float) -> int:
+    """Print what became of the messages; give the exit status."""
+    now = watching.snapshot()
+    dead = sum(counters_by(now.counts, "dead_letters:").values())
+    if options.json:
+        told = asdict(now) | {"seconds": round(seconds, 3), "dead_letters": dead, "output": str(job.output)}
+        print(json.dumps(told))
+    else:
+        print(f"alertbeam stream: ended after {seconds:,.0f} s: {snapshot_text(now)}")
+        if dead:
+            print(f"alertbeam stream: {job.dead_letters} holds {dead:,} dead letters")
+    limit = options.max_dead_letters
+    return TOO_MANY_DEAD_LETTERS if limit is not None and dead > limit else DONE

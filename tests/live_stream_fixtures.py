@@ -1,0 +1,93 @@
+"""What the tests of the stream share: packets in topics, streams that are run to their end, and what they left."""
+
+import io
+import json
+import logging
+import os
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from unittest.mock import patch
+
+import psycopg2
+from backfill_fixtures import TABLES, environment
+from kafka_fixtures import produce
+from sqlalchemy import make_url
+
+from alerts.reader import Limits, Portion, read_portions
+from alerts.sources import find_sources
+from pipelines.cli import main
+
+Rows = dict[str, list[tuple[Any, ...]]]
+
+
+def packets_of(*inputs: Path) -> list[bytes]:
+    """Packets of archives and folders, damaged ones too, as they are."""
+    found = []
+    for source in find_sources([str(path) for path in inputs]):
+        for item in read_portions(source, Limits(), lambda _: None):
+            assert isinstance(item, Portion)
+            bounds = zip(item.starts, item.ends, strict=True)
+            found += [item.data[start:end].tobytes() for start, end in bounds]
+    return found
+
+
+def send(address: str, topic: str, packets: Sequence[bytes], seed: int | None = None) -> None:
+    """Put packets into a topic, shuffled if there is a seed."""
+    packets = list(packets)
+    if seed is not None:
+        random.Random(seed).shuffle(packets)
+    produce(address, topic, [(None, packet) for packet in packets])
+
+
+def stream_words(output: Path, address: str, topic: str, *options: object) -> list[str]:
+    """Words of the command."""
+    words = [sys.executable, "-m", "pipelines.cli", "stream", "--server", address, "--topics", topic]
+    return [*words, "--group", "ours", "--output", str(output), *map(str, options)]
+
+
+def streamed(
+    output: Path,
+    address: str,
+    topic: str,
+    *options: object,
+    status: int = 0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Run a stream until its topic is drained; give its summary and what it said.
+
+    In this process, which has loaded everything: the counts of the transforms are those of all streams so far.
+    """
+    words = stream_words(output, address, topic, "--stop-at-end", "--json", "--quiet", *options)[3:]
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with (
+            patch.dict(os.environ, {**environment(), **variables}, clear=True),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            assert main(words) == status, err.getvalue()
+    finally:
+        root.handlers[:], root.level = handlers, level
+    text = out.getvalue()
+    return (json.loads(text) if text.startswith("{") else {}) | {"said": err.getvalue()}
+
+
+def rows_in(url: str, tables: Mapping[str, str] = MappingProxyType(TABLES)) -> Rows:
+    """Rows of tables, sorted."""
+    connection = psycopg2.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
+    try:
+        with connection.cursor() as cursor:
+            found = {}
+            for table, columns in tables.items():
+                cursor.execute(f"SELECT {columns} FROM {table}")
+                found[table] = sorted(cursor.fetchall(), key=repr)
+            return found
+    finally:
+        connection.close()

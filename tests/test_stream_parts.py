@@ -1,0 +1,86 @@
+"""Parts of the stream's graph as functions: who is classified, how dead letters of a stream are named, how it stops."""
+
+import os
+import signal
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.runners import create_runner
+
+from alerts.dead_letters import DeadLetter, read_dead_letters
+from classifier.inputs import FeatureRows
+from lightcurves.assembly import assemble
+from lightcurves.features.compute import compute_features
+from lightcurves.features.curves import Mode
+from pipelines.stream_stop import stopped_by_signals
+from simulation.light_curves import simulate_light_curves
+from transforms.classify import with_detections
+from transforms.dead_letters import WriteDeadLetters
+from transforms.feature_reading import FeatureBatch
+from transforms.features import FeaturedLightCurves, classifiable
+
+
+def test_objects_to_classify_carry_their_newest_alert() -> None:
+    curves = simulate_light_curves(1, seed=4, days=150.0)
+    detections = curves.detections.append_column("has_stamp", pa.repeat(True, len(curves.detections)))
+    light_curves = assemble(detections, curves.non_detections)
+    featured = FeaturedLightCurves(light_curves, compute_features(light_curves, Mode.ACCURATE, keep_incomplete=False))
+    [batch] = classifiable(featured)
+    newest = detections.to_pandas().sort_values("mjd").groupby("oid")["candid"].last()
+    oids = batch.rows.oid.to_pylist()
+    assert oids == featured.features.oid.to_pylist()
+    assert batch.rows.candid.to_pylist() == newest[oids].tolist()
+    column = batch.rows.names.index("Mean_1")
+    expected = featured.features.table["Mean_1"].cast(pa.float64()).to_numpy()
+    np.testing.assert_array_equal(batch.rows.values[:, column], expected)
+    # The unit's name says what is inside.
+    assert [again.unit for again in classifiable(featured)] == [batch.unit]
+    none = FeaturedLightCurves(light_curves, compute_features(assemble(detections[:0], curves.non_detections[:0])))
+    assert classifiable(none) == []
+
+
+def test_objects_with_few_detections_are_left_out() -> None:
+    values = np.array([[3.0, 4.0, 1.0], [np.nan, 6.0, 2.0], [2.0, np.nan, 3.0]])
+    oid = pa.array(["a", "b", "c"])
+    rows = FeatureRows(oid, pa.array([1, 2, 3]), ("n_det_1", "n_det_2", "Mean_1"), values)
+    batch = FeatureBatch("unit", "source", rows)
+    [enough] = with_detections(batch, 6)
+    assert enough.rows.oid.to_pylist() == ["a", "b"]
+    assert with_detections(batch, 8) == []
+
+
+def test_dead_letters_of_a_stream_do_not_replace_each_other(tmp_path: Path) -> None:
+    first, second = (DeadLetter("decode", "bad", "kafka:topic/0", str(n), bytes([n])) for n in range(2))
+    for letters in ([first], [second], [first], [first, second]):
+        root = beam.Pipeline(runner=create_runner("FnApiRunner"))
+        elements = root | beam.Create([("unit", letter) for letter in letters], reshuffle=False)
+        elements | WriteDeadLetters(tmp_path, "read", unbounded=True)
+        root.run().wait_until_finish()
+    found = sorted(tmp_path.glob("*.avro"))
+    assert len(found) == 3
+    assert sorted(len(list(read_dead_letters(path))) for path in found) == [1, 1, 2]
+
+
+def test_the_first_signal_stops_gently_and_the_second_at_once(tmp_path: Path) -> None:
+    stop = tmp_path / ".stop"
+    stop.touch()
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with stopped_by_signals(stop):
+            assert not stop.exists()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.exists()
+            assert not received
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+        assert not stop.exists()
+        with pytest.raises(ValueError, match="inside"), stopped_by_signals(stop):
+            raise ValueError("inside")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(received) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
