@@ -42,8 +42,9 @@ from pipelines.stream_log import set_up_logs
 from pipelines.stream_settings import ALL, CONTAINER, JSON, LATE_CLASSIFICATION, SCHEMALESS, XMATCH
 from pipelines.stream_stop import stopped_by_signals
 from pipelines.stream_warm_up import warm_up
-from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS
+from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS, UsageError
 from transforms.counts import counters_by, live_counts
+from transforms.kept_rows import store_to_database
 from xmatch.layout import CatalogError
 
 _LOGGER = logging.getLogger(__name__)
@@ -106,6 +107,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--forced", action="store_true", help="take forced photometry as detections")
     parser.add_argument(
         "--light-curves", metavar="RUN", help="folder of a backfill, whose light curves the stream continues"
+    )
+    parser.add_argument(
+        "--copy-light-curves",
+        action="store_true",
+        help="copy those of --light-curves to the database before reading, where they are found ten times as fast",
     )
     parser.add_argument(
         "--keep-days", type=float, default=1.0, metavar="DAYS", help="objects without alerts stay in memory (default 1)"
@@ -190,6 +196,8 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
             job = job.with_database(stack.enter_context(prepared(url, environment.environment)))
         stack.callback(close_monitors)
         watching = monitor(job.monitor, live_counts)
+            if options.copy_light_curves:
+                _copy_light_curves(job)
         if job.step == ALL:
             warm_up(job)
         without_state_cache()
@@ -200,6 +208,14 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
         if job.consumer.stop_at_end:
             (job.output / SUCCESS).touch()
         return _told(options, job, watching, time.monotonic() - started)
+
+
+def _copy_light_curves(job: StreamJob) -> None:
+    assert job.database is not None
+    if job.origins.store is None:
+        raise UsageError("--copy-light-curves: name the run whose light curves they are, --light-curves RUN")
+    _LOGGER.info("copying the light curves of %s to the database", job.origins.store)
+    _LOGGER.info("copied those of %s objects", f"{store_to_database(job.origins.store, job.database):,}")
 
 
 def _told(options: argparse.Namespace, job: StreamJob, watching: Monitor, seconds: float) -> int:

@@ -53,9 +53,10 @@ def test_an_older_state_replaces_no_newer_one(database: Database) -> None:
 
 
 def test_rows_of_alerce(database: Database) -> None:
+    names = ["a", "ü,\"'\n"]
     columns = {
         "candid": [2**62, 5],
-        "oid": ["a", "ü,\"'\n"],
+        "oid": names,
         "mjd": [58000.1, 58000.2],
         "fid": [1, 2],
         "pid": [1.0, 2.0],
@@ -76,7 +77,7 @@ def test_rows_of_alerce(database: Database) -> None:
     source = {"oid_catalog": ["J1"], "ra": [1.0], "dec": [2.0], "w1mpro": [11.5]}
     match = {"oid": ["a"], "catid": ["allwise"], "oid_catalog": ["J1"], "dist": [0.3]}
     database.write({"allwise": pa.table(source), "xmatch": pa.table(match)})
-    found = alerce_rows(database, columns["oid"] + ["none"])
+    found = alerce_rows(database, ["a", names[1], "none"])
     rows = sorted(found.detections.to_pylist(), key=lambda row: row["mjd"])
     for name in found.detections.column_names:
         assert [row[name] for row in rows] == columns.get(name, [None, None]), name

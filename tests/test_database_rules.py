@@ -79,9 +79,8 @@ def write_in_batches(database, name, rows, sizes):
 
 def stored_rows(database, name):
     rule = known_rules()[name]
-    return [
-        tuple(map(repr, row)) for row in execute(database.url, f"SELECT * FROM {name} ORDER BY {', '.join(rule.key)}")
-    ]
+    found = execute(database.url, f"SELECT * FROM {name} ORDER BY {', '.join(rule.key)}")
+    return [tuple(repr(bytes(v) if isinstance(v, memoryview) else v) for v in row) for row in found]
 
 
 def assert_order_is_irrelevant(database, name, rows, data):

@@ -251,9 +251,9 @@ class TestRestarts:
         assert_last_are(found, reference(batches))
         # The first objects have been forgotten, so that their alerts count as new.
         assert len(found) == len(batches) + 1
-        more: dict[str, Any]
-        for more, expected in (({"expiry_days": 99}, 0), ({"expiry_days": 99, "objects_kept": 5}, 1)):
-            found = streamed([*batches, batches[0]], Origins(None, database), **options, **more)
+        for objects_kept, expected in ((1000, 0), (5, 1)):
+            options |= {"expiry_days": 99, "objects_kept": objects_kept}
+            found = streamed([*batches, batches[0]], Origins(None, database), **options)
             assert len(found) == len(batches) + expected
             assert_last_are(found, reference(batches))
 
