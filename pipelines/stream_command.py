@@ -196,8 +196,8 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
             job = job.with_database(stack.enter_context(prepared(url, environment.environment)))
         stack.callback(close_monitors)
         watching = monitor(job.monitor, live_counts)
-            if options.copy_light_curves:
-                _copy_light_curves(job)
+        if options.copy_light_curves:
+            _copy_light_curves(job)
         if job.step == ALL:
             warm_up(job)
         without_state_cache()
@@ -211,9 +211,10 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
 
 
 def _copy_light_curves(job: StreamJob) -> None:
-    assert job.database is not None
-    if job.origins.store is None:
-        raise UsageError("--copy-light-curves: name the run whose light curves they are, --light-curves RUN")
+    if job.origins.store is None or job.database is None:
+        raise UsageError(
+            "--copy-light-curves: name the run whose light curves they are, --light-curves RUN, and a database"
+        )
     _LOGGER.info("copying the light curves of %s to the database", job.origins.store)
     _LOGGER.info("copied those of %s objects", f"{store_to_database(job.origins.store, job.database):,}")
 
