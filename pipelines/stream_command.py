@@ -117,6 +117,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--keep-days", type=float, default=1.0, metavar="DAYS", help="objects without alerts stay in memory (default 1)"
     )
     parser.add_argument(
+        "--renew-hours",
+        type=float,
+        default=24.0,
+        metavar="H",
+        help="take up the pipeline anew so often, which gives back what the local runner gathers (default 24)",
+    )
+    parser.add_argument(
         "--programid", metavar="LIST", help="survey programmes wanted, e.g. 1,2,3, or 'all' (default: 1)", default="1"
     )
     parser.add_argument(
@@ -189,7 +196,7 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
         (job.output / SUCCESS).unlink(missing_ok=True)
         failures = (CatalogError, ModelError, StoreError, BrokerError, DeliveryError)
         stack.enter_context(stopping(*failures))
-        stack.enter_context(stopped_by_signals(Path(job.consumer.stop_file)))
+        stop = stack.enter_context(stopped_by_signals(Path(job.consumer.stop_file)))
         if url != NO_DATABASE:
             url = url or stack.enter_context(start_embedded(job.output / "database")).url
             _LOGGER.info("tables: %s", safe_url(url))
@@ -202,9 +209,14 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
             warm_up(job)
         without_state_cache()
         with stream_shown(watching, options.quiet or options.json):
-            pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
-            build(pipeline, job)
-            pipeline.run().wait_until_finish()
+            while True:
+                pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
+                build(pipeline, job)
+                with stop.after(3600.0 * options.renew_hours):
+                    pipeline.run().wait_until_finish()
+                if not stop.renewed():
+                    break
+                _LOGGER.info("taking up the pipeline anew, with an empty state")
         if job.consumer.stop_at_end:
             (job.output / SUCCESS).touch()
         return _told(options, job, watching, time.monotonic() - started)

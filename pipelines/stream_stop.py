@@ -1,4 +1,4 @@
-"""How a stream ends: gently at the first signal, at once at the second."""
+"""How a stream ends: gently at the first signal, at once at the second; and how its pipeline is taken up anew."""
 
 from __future__ import annotations
 
@@ -13,26 +13,66 @@ from types import FrameType
 _LOGGER = logging.getLogger(__name__)
 
 
-@contextmanager
-def stopped_by_signals(stop_file: Path) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the reading, so that what was read is finished and committed.
-
-    The second one does what it did before.
+class Stop:
+    """Tells the readers, by a file, that they shall read no more, so that what was read is finished and committed.
 
     Parameters
     ----------
-    stop_file : Path
-        Tells the readers, wherever they are, that they shall read no more; removed at the beginning and the end.
+    file : Path
+        Wherever the readers are, they look for it.
     """
-    stop_file.unlink(missing_ok=True)
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._asked = self._renewed = False
+
+    def ask(self) -> None:
+        """End for good."""
+        self._asked = True
+        self._file.touch()
+
+    @contextmanager
+    def after(self, seconds: float) -> Iterator[None]:
+        """End the reading, for :meth:`renewed`, if the block lasts longer."""
+        timer = threading.Timer(seconds, self._renew)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def renewed(self) -> bool:
+        """Say whether the reading ended only to be taken up anew, and let it."""
+        renewed, self._renewed = self._renewed and not self._asked, False
+        if renewed:
+            self._file.unlink(missing_ok=True)
+        return renewed
+
+    def _renew(self) -> None:
+        self._renewed = True
+        self._file.touch()
+
+
+@contextmanager
+def stopped_by_signals(file: Path) -> Iterator[Stop]:
+    """Let the first SIGINT or SIGTERM end the reading; the second one does what it did before.
+
+    Parameters
+    ----------
+    file : Path
+        See :class:`Stop`; removed at the beginning and the end.
+    """
+    file.unlink(missing_ok=True)
+    stop = Stop(file)
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def end(number: int, _: FrameType | None) -> None:
-        stop_file.touch()
+        stop.ask()
         for each, handler in before.items():
             signal.signal(each, handler)
         _LOGGER.warning("%s: finishing what was read; once more ends at once", signal.Signals(number).name)
@@ -40,8 +80,8 @@ def stopped_by_signals(stop_file: Path) -> Iterator[None]:
     for number in numbers:
         signal.signal(number, end)
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        stop_file.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)

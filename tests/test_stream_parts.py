@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import apache_beam as beam
@@ -62,6 +63,25 @@ def test_dead_letters_of_a_stream_do_not_replace_each_other(tmp_path: Path) -> N
     found = sorted(tmp_path.glob("*.avro"))
     assert len(found) == 3
     assert sorted(len(list(read_dead_letters(path))) for path in found) == [1, 1, 2]
+
+
+def test_a_pipeline_is_taken_up_anew_unless_it_was_asked_to_end(tmp_path: Path) -> None:
+    file = tmp_path / ".stop"
+    with stopped_by_signals(file) as stop:
+        with stop.after(0.05):
+            while not file.exists():
+                time.sleep(0.01)
+        assert stop.renewed()
+        assert not file.exists()
+        assert not stop.renewed()
+        with stop.after(30.0):
+            pass
+        assert not stop.renewed()
+        with stop.after(0.05):
+            stop.ask()
+            time.sleep(0.1)
+        assert not stop.renewed()
+        assert file.exists()
 
 
 def test_the_first_signal_stops_gently_and_the_second_at_once(tmp_path: Path) -> None:
