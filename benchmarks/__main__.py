@@ -8,7 +8,19 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import archive, catalog, decode, features, features_parity, forest, match, night, serve, upsert
+from benchmarks import (
+    archive,
+    catalog,
+    decode,
+    features,
+    features_parity,
+    forest,
+    match,
+    night,
+    serve,
+    stream,
+    upsert,
+)
 
 BENCHMARKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "decode": decode.run,
@@ -21,6 +33,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "features": features.run,
     "features-parity": features_parity.run,
     "night": night.run,
+    "stream": stream.run,
 }
 
 

@@ -31,7 +31,6 @@ from messaging.play import Pace, PlayCounts, Played, play
 from messaging.settings import Kafka, ProducerSettings
 
 _PARTITIONS: Final = 4
-_PEER_MESSAGES: Final = 3_000
 _WITHIN_S: Final = 5.0
 _PATIENCE_S: Final = 600.0
 # What the stream needs before the first of many messages is done: caches, connections, first bundles.
@@ -64,7 +63,11 @@ class Watched:
 
 
 def run(
-    crossmatched: int = 60_000, classified: int = 15_000, rate: float = 250.0, seconds: float = 60.0
+    crossmatched: int = 60_000,
+    classified: int = 15_000,
+    rate: float = 250.0,
+    seconds: float = 60.0,
+    peer_alerts: int = 3_000,
 ) -> Iterator[dict[str, Any]]:
     """Measure ``alertbeam stream`` with a broker, the embedded database and the demonstration model.
 
@@ -75,6 +78,8 @@ def run(
     rate, seconds : float
         Alerts per second sent while everything runs, and for how long: the latency. Then ten times as many come at
         once.
+    peer_alerts : int
+        Alerts that the peer reads.
 
     Yields
     ------
@@ -82,44 +87,42 @@ def run(
     """
     with tempfile.TemporaryDirectory(prefix="alertbeam-") as folder:
         here = Path(folder)
-        night = make_nights(here / "night", 1, max(crossmatched, classified))
+        night = make_nights(here / "night", 1, max(crossmatched, classified) + int(rate * (seconds + 30)))
         options = BrokerOptions(heap_mb=768)
         with start_broker(here / "broker", options=options) as broker:
             given = conditions("apache-beam", "confluent-kafka", "fastavro", cores_used=os.cpu_count())
             _send(broker, "many", night, crossmatched)
-            peer = _peer_rate(broker, "many")
+            peer = _peer_rate(broker, "many", peer_alerts)
             yield figure("consume-fastavro", peer, "alerts/s", given | {"cores_used": 1}, peer, peer=True)
             found = _drained(broker, "many", night, here / "xmatch", crossmatched, "--step", "xmatch")
             yield _line("stream-crossmatch", found, peer, given)
-            _send(broker, "some", night, classified)
-            found = _drained(broker, "some", night, here / "all", classified, "--step", "all")
-            yield _line("stream", found, peer, given)
-            yield from _latencies(broker, night, here / "live", rate, seconds, peer, given)
+            yield from _everything(broker, night, here / "all", classified, rate, seconds, peer, given)
 
 
-def _latencies(
+def _everything(
     broker: LocalBroker,
     night: Nights,
     output: Path,
+    waiting: int,
     rate: float,
     seconds: float,
     peer: float,
     given: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
+    """What waits in the topic, then a steady flow, then ten times as much at once."""
     steady, burst = int(rate * seconds), int(10 * rate * min(seconds, 3.0))
-    create_topic(broker.address, "live", _PARTITIONS)
-    with _Stream(broker, "live", night, output, "--step", "all") as stream:
-        _send(broker, "live", night, 500)
-        stream.until(500)
+    _send(broker, "some", night, waiting)
+    with _Stream(broker, "some", night, output, "--step", "all") as stream:
+        yield _line("stream", stream.until(waiting), peer, given)
         before = stream.metrics()
-        _send(broker, "live", night, steady, Pace(rate=rate), skip=500)
-        found = stream.until(500 + steady, since=before)
+        _send(broker, "some", night, steady, Pace(rate=rate), skip=waiting)
+        found = stream.until(waiting + steady, since=before)
         yield _line("stream-steady", found, peer, given | {"sent_per_s": rate})
         before = stream.metrics()
-        _send(broker, "live", night, burst, skip=500 + steady)
-        found = stream.until(500 + steady + burst, since=before)
-        lost = 500 + steady + burst - int(stream.metrics()["alertbeam_alerts_committed_total"])
-        yield _line("stream-burst", found, peer, given | {"alerts": burst, "lost": lost})
+        _send(broker, "some", night, burst, skip=waiting + steady)
+        found = stream.until(waiting + steady + burst, since=before)
+        lost = waiting + steady + burst - int(stream.metrics()["alertbeam_alerts_committed_total"])
+        yield _line("stream-burst", found, peer, given | {"lost": lost})
 
 
 def _drained(broker: LocalBroker, topic: str, night: Nights, output: Path, alerts: int, *options: str) -> Watched:
@@ -194,7 +197,7 @@ class _Stream:
         last = seen[-1]
         first = next((s for s in seen if s[1] - begun >= _SETTLED * (last[1] - begun)), last)
         first = first if first is not last else seen[0]
-        rate = (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else 0.0
+        rate = (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else (last[1] - begun) / seconds
 
         def grown(name: str) -> float:
             return now.get(name, 0.0) - before.get(name, 0.0)
@@ -229,13 +232,13 @@ def _messages(night: Nights) -> Iterator[Played]:
                     yield Played(b"", portion.data[start:end].tobytes())
 
 
-def _peer_rate(broker: LocalBroker, topic: str) -> float:
+def _peer_rate(broker: LocalBroker, topic: str, alerts: int) -> float:
     """Messages per second that a consumer and fastavro read alone, one after the other, as ALeRCE's steps do."""
     options = {"bootstrap.servers": broker.address, "group.id": "peer", "auto.offset.reset": "earliest"}
     consumer = Consumer(options)
     consumer.subscribe([topic])
     number, started = 0, 0.0
-    while number < _PEER_MESSAGES:
+    while number < alerts:
         for message in consumer.consume(500, 10):
             started = started or time.perf_counter()
             value = message.value()

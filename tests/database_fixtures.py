@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg2
@@ -33,13 +34,20 @@ def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
+@contextmanager
+def new_database(server: str) -> Iterator[str]:
+    """URL of a new database of a server, without tables."""
+    name = f"test_{uuid.uuid4().hex}"
+    execute(server, f"CREATE DATABASE {name}")
+    yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def empty_url(database_url: str) -> Iterator[str]:
     """URL of a new database without tables."""
-    name = f"test_{uuid.uuid4().hex}"
-    execute(database_url, f"CREATE DATABASE {name}")
-    yield make_url(database_url).set(database=name).render_as_string(hide_password=False)
-    execute(database_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(database_url) as url:
+        yield url
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks_command
-from benchmarks import archive, catalog, decode, features, forest, match, night, serve, upsert
+from benchmarks import archive, catalog, decode, features, forest, match, night, serve, stream, upsert
 from pipelines.cli import main, parser
 from run_folder import open_run
 from simulation import simulate_sample
@@ -82,12 +82,19 @@ CASES = {
         {"features-alerce", "features-accurate", "features-period"},
     ),
     "night": (night.run, {"alerts": 60, "month_nights": 0}, {"night", "night-crossmatch"}),
+    "stream": (
+        stream.run,
+        {"crossmatched": 60, "classified": 60, "rate": 10.0, "seconds": 1.0, "peer_alerts": 20},
+        {"stream", "stream-crossmatch", "stream-steady", "stream-burst"},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_benchmark_lines_keep_the_contract(name, monkeypatch, capsys):
+def test_benchmark_lines_keep_the_contract(name, monkeypatch, capsys, request):
     run, sizes, ours = CASES[name]
+    if name == "stream":
+        request.getfixturevalue("kafka_components")
     monkeypatch.setitem(benchmarks_command.BENCHMARKS, name, lambda: run(**sizes))
     assert benchmarks_command.main([name, "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
