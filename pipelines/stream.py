@@ -77,6 +77,8 @@ class StreamJob:
         How long messages are gathered before what came of them is written and committed.
     splits : int
         Parts of the topic that are read side by side; one on the local runner.
+    part : int
+        Which of the parts to read, the others being read by other processes; all if it is negative.
     """
 
     step: str
@@ -104,6 +106,7 @@ class StreamJob:
     precision: str = "float"
     bundle_s: float = 0.5
     splits: int = 1
+    part: int = -1
 
     def with_database(self, database: Database) -> StreamJob:
         """Job that writes its tables, and looks objects up, in a database."""
@@ -118,7 +121,13 @@ class StreamJob:
 def build(root: beam.Pipeline, job: StreamJob) -> None:
     """Add the graph of a stream to a pipeline."""
     read = root | "Read from Kafka" >> ReadFromKafka(
-        job.consumer, job.decode, job.monitor, splits=job.splits, programs=job.programs, bundle_s=job.bundle_s
+        job.consumer,
+        job.decode,
+        job.monitor,
+        splits=job.splits,
+        part=job.part,
+        programs=job.programs,
+        bundle_s=job.bundle_s,
     )
     read[DEAD_LETTERS] | "Keep unreadable messages" >> _keep(job, "read")
     if job.step == LATE_CLASSIFICATION:

@@ -157,6 +157,9 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         "--stop-at-end", action="store_true", help="end when all topics are read (ENABLE_PARTITION_EOF)"
     )
     parser.add_argument(
+        "--part", metavar="I/N", help="read the Ith of N parts of the partitions, for N processes side by side"
+    )
+    parser.add_argument(
         "--format", choices=(CONTAINER, SCHEMALESS, JSON), help="of the messages (default container, as ZTF's)"
     )
     parser.add_argument("--schema", metavar="FILE", help="schema (.avsc) of messages that carry none")

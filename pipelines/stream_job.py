@@ -25,6 +25,7 @@ from pipelines.running import programs_of
 from pipelines.stream import StreamJob
 from pipelines.stream_environment import read_stream_environment
 from pipelines.stream_settings import (
+    ALL,
     CONTAINER,
     LATE_CLASSIFICATION,
     PROMETHEUS_PORT,
@@ -100,6 +101,7 @@ def make_job(options: argparse.Namespace, environment: StreamEnvironment) -> Str
     mode = Mode(options.mode or (model.feature_mode if model and model.feature_mode else Mode.ACCURATE))
     named = environment.environment.feature_version
     version = named if named != UNSET_VERSION else f"{FEATURES_VERSION}-{mode}" + ("-forced" if options.forced else "")
+    part, splits = _part(options)
     _positive(options.renew_hours, "--renew-hours")
     alerts_to, classifications_to = _producers(options, environment)
     matchers = () if options.step == LATE_CLASSIFICATION else _matchers(options, environment)
@@ -132,6 +134,8 @@ def make_job(options: argparse.Namespace, environment: StreamEnvironment) -> Str
             programs=programs_of(options.programid),
             precision=options.xmatch_precision,
             bundle_s=_positive(bundle_s, "--bundle-seconds"),
+            part=part,
+            splits=splits,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -143,6 +147,21 @@ def _matchers(options: argparse.Namespace, environment: StreamEnvironment) -> tu
     if options.step == XMATCH and not options.catalog and not given.catalogs and options.matcher in (None, CDS):
         given = replace(given, catalogs=(CatalogSetting(ALLWISE),))
     return tuple(make_matchers(options, given))
+
+
+def _part(options: argparse.Namespace) -> tuple[int, int]:
+    """Which part of the partitions is read, from 0, and of how many; -1 of 1 for all."""
+    if options.part is None:
+        return -1, 1
+    number, _, parts = options.part.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise UsageError(f"--part {options.part}: say which part of how many, such as 1/4")
+    if options.step == ALL:
+        raise UsageError(
+            "--part is for steps that see each message by itself: with --step all, two processes would keep the light "
+            "curve of one object; read all partitions with one process"
+        )
+    return int(number) - 1, int(parts)
 
 
 def _positive(number: float, name: str) -> float:

@@ -453,6 +453,15 @@ def test_several_splits_read_everything_once(broker: str) -> None:
     assert sum(committed(broker).values()) == 100
 
 
+def test_parts_for_several_processes_are_everything_together(broker: str) -> None:
+    send(broker, [packet(number) for number in range(100)])
+    for part in range(3):
+        reading = partial(ReadFromKafka, settings(broker, stop_at_end=True), AlertDecoder(), splits=3, part=part)
+        run(reading)
+        assert 0 < len(written()) < 100 or part == 2
+    assert sorted(written()) == [1_000_000 * number for number in range(100)]
+
+
 def test_there_is_no_shuffle_behind_the_source() -> None:
     pipeline = beam.Pipeline(runner=create_runner("FnApiRunner"))
     read = pipeline | ReadFromKafka(settings("127.0.0.1:1"), AlertDecoder())

@@ -63,6 +63,8 @@ class ReadFromKafka(beam.PTransform):
         Told of messages, commits and lags.
     splits : int
         Parts that are read side by side, each some of the partitions. One on a local runner, which reads them in turn.
+    part : int
+        Which of the parts to read, the others being read by other pipelines; all if it is negative.
     programs : tuple of int
         Wanted values of ``candidate.programid``; all if empty.
     bundle_s : float
@@ -77,6 +79,7 @@ class ReadFromKafka(beam.PTransform):
     decode: Decode
     monitor: MonitorSettings | None = None
     splits: int = 1
+    part: int = -1
     programs: tuple[int, ...] = ()
     bundle_s: float = BUNDLE_S
     bundle_records: int = RECORDS_PER_BUNDLE
@@ -84,7 +87,9 @@ class ReadFromKafka(beam.PTransform):
 
     def expand(self, root: beam.Pipeline) -> Any:
         """Apply to a pipeline."""
-        source = KafkaSource(self.settings, self.decode, self.monitor, self.splits, allowed_lag_s=self.allowed_lag_s)
+        source = KafkaSource(
+            self.settings, self.decode, self.monitor, self.splits, self.part, allowed_lag_s=self.allowed_lag_s
+        )
         read = (
             root
             | "Read messages"
@@ -136,6 +141,8 @@ class KafkaSource(UnboundedSource):
 
     def split(self, desired_num_splits: int, options: Any = None) -> list[UnboundedSource]:
         """Give the parts; how many is a setting."""
+        if self.index >= 0:
+            return [self]
         return [replace(self, index=index) for index in range(self.splits)]
 
     def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> UnboundedReader:
