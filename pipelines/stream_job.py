@@ -13,6 +13,7 @@ from alerts.reader import Limits
 from classifier.model import Model, ModelError
 from lightcurves.features.compute import FEATURES_VERSION
 from lightcurves.features.curves import Mode
+from messaging.offsets import start_time_ms
 from messaging.settings import MonitorSettings, ProducerSettings
 from messaging.topics import DailyTopics
 from pipelines.backfill_settings import PASS_2_TABLES
@@ -108,6 +109,8 @@ def make_job(options: argparse.Namespace, environment: StreamEnvironment) -> Str
     bundle_s = options.bundle_seconds or (_BUNDLE_WITH_FILES_S if options.avro else _BUNDLE_S)
     port = options.metrics_port if options.metrics_port is not None else PROMETHEUS_PORT
     try:
+        # What is no start is to be told before anything is begun.
+        start_time_ms(consumer.start)
         return StreamJob(
             step=options.step,
             consumer=consumer,
