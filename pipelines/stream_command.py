@@ -33,6 +33,7 @@ from pipelines.running import (
     make_runner,
     prepared,
     stopping,
+    with_bounded_metrics,
     without_state_cache,
 )
 from pipelines.stream import StreamJob, build
@@ -211,6 +212,7 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
         if job.step == ALL:
             warm_up(job)
         without_state_cache()
+        with_bounded_metrics()
         with stream_shown(watching, options.quiet or options.json):
             while True:
                 pipeline = beam.Pipeline(runner=runner, options=pipeline_options)

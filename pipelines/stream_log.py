@@ -66,6 +66,8 @@ def set_up_logs(style: Style = "text", debug: bool = False, stream: TextIO | Non
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
     # Another set-up may have silenced it altogether.
     logging.getLogger("apache_beam").setLevel(logging.NOTSET)
+    # It tells nothing but what a transform raises, with where that was; the command tells it once.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
 
 

@@ -85,7 +85,7 @@ def backfilled(
 ) -> dict[str, Any]:
     """Run a command to its end; give its summary and what it said."""
     # A worker takes seconds to begin: most tests need but one.
-    workers = () if "--workers" in arguments else ("--workers", "1")
+    workers = () if {"--workers", "--runner"} & {*arguments} else ("--workers", "1")
     words = command(run, *arguments, *workers, "--json", "--quiet", "--max-dead-letters", "999", name=name)
     variables = {**environment(), **variables}
     done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300, env=variables)

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from flink_fixtures import FLINK, flink_components, flink_pipeline, flink_server, worker_pool  # noqa: F401
 from kafka_fixtures import KAFKA, kafka_broker, kafka_components, topic  # noqa: F401
 from required_components import OPTION, RequireComponents
 
@@ -12,7 +13,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # Programs from outside Python that tests need; with OPTION the tests of those that are there must have run.
-COMPONENTS = (KAFKA,)
+COMPONENTS = (KAFKA, FLINK)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,3 +34,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"reference data absent: {SHARED_DATA} is not a folder")
     return SHARED_DATA
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that take minutes unless they are asked for by ``-m``."""
+    if config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

@@ -26,6 +26,7 @@ from xmatch.catalog import build_catalog
 
 Packet = tuple[dict[str, Any], dict[str, Any]]
 
+
 @dataclass(frozen=True)
 class Sample:
     """A night, its catalogue, and the true match (identifier, arcsec) of every alert that has one."""

@@ -25,7 +25,7 @@ from pipelines.stream_log import LIKE_MESSAGES, set_up_logs
 @pytest.fixture(autouse=True)
 def _logs_as_before() -> Iterator[None]:
     root = logging.getLogger()
-    names = [None, "apache_beam", *stream_log._OWN]
+    names = [None, "apache_beam", "apache_beam.runners.common", *stream_log._OWN]
     handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in names}
     root.handlers[:] = []
     yield

@@ -1,24 +1,29 @@
 """Parts of the stream's graph as functions: who is classified, how dead letters of a stream are named, how it stops."""
 
+import gc
 import os
 import signal
 import time
 from pathlib import Path
+from types import GeneratorType
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 from apache_beam.runners import create_runner
+from stream_fixtures import in_bundles
 
 from alerts.dead_letters import DeadLetter, read_dead_letters
 from classifier.inputs import FeatureRows
 from lightcurves.assembly import assemble
 from lightcurves.features.compute import compute_features
 from lightcurves.features.curves import Mode
+from pipelines.running import with_bounded_metrics
 from pipelines.stream_stop import stopped_by_signals
 from simulation.light_curves import simulate_light_curves
 from transforms.classify import with_detections
+from transforms.counts import count, counters
 from transforms.dead_letters import WriteDeadLetters
 from transforms.feature_reading import FeatureBatch
 from transforms.features import FeaturedLightCurves, classifiable
@@ -104,3 +109,18 @@ def test_the_first_signal_stops_gently_and_the_second_at_once(tmp_path: Path) ->
         assert len(received) == 2
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_metrics_of_bundles_are_put_together_at_once() -> None:
+    with_bounded_metrics()
+    pipeline = beam.Pipeline(runner=create_runner("FnApiRunner"))
+    pipeline | in_bundles([(number, 0.0) for number in range(20)]) | beam.Map(_counted)
+    result = pipeline.run()
+    put_off = [each for each in gc.get_objects() if isinstance(each, GeneratorType) and each.__name__ == "consolidate"]
+    assert put_off == []
+    assert counters(result) == {"elements": 20}
+
+
+def _counted(number: int) -> int:
+    count("elements")
+    return number
