@@ -281,6 +281,14 @@ def _free_port() -> int:
     raise LocalBrokerError(f"none of the ports from {_PORTS[0]} to {_PORTS[1] - 1} is free")
 
 
+def cluster_name() -> str:
+    """Name of a new cluster, as Kafka wants it; one that begins with a hyphen would be taken for an option."""
+    while True:
+        name = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        if not name.startswith("-"):
+            return name
+
+
 def _format(folder: Path, jars: Path, options: BrokerOptions) -> None:
     """Make the data folder under another name first: what a killed process left there never counts as one."""
     if (folder / _DATA).exists():
@@ -288,7 +296,7 @@ def _format(folder: Path, jars: Path, options: BrokerOptions) -> None:
     partial = f"{_DATA}.partial"
     shutil.rmtree(folder / partial, ignore_errors=True)
     _write_properties(folder, partial, *_PORTS, options)
-    cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+    cluster = cluster_name()
     arguments = ["format", "--config", _PROPERTIES, "--cluster-id", cluster]
     told = subprocess.run(
         [*_java(jars, options.heap_mb), "kafka.tools.StorageTool", *arguments],

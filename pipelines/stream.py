@@ -22,7 +22,7 @@ from transforms.classify import CLASSIFIED, Classify, WriteMessages, WriteProbab
 from transforms.crossmatch import MATCHED_ALERTS, Crossmatch
 from transforms.dead_letters import DEAD_LETTERS, WriteDeadLetters
 from transforms.feature_reading import FeatureBatch
-from transforms.features import ComputeFeatures, WriteFeatureTables, classifiable
+from transforms.features import WRITTEN, ComputeFeatures, WriteFeatureTables, classifiable
 from transforms.kafka_sink import SendAlerts, SendClassifications
 from transforms.kafka_source import ReadFromKafka
 from transforms.models import ModelPlace
@@ -75,6 +75,8 @@ class StreamJob:
         See :class:`~pipelines.xmatch.XmatchJob`.
     bundle_s : float
         How long messages are gathered before what came of them is written and committed.
+    threads : int
+        How many compute features.
     splits : int
         Parts of the topic that are read side by side; one on the local runner.
     part : int
@@ -105,6 +107,7 @@ class StreamJob:
     limits: Limits = field(default_factory=Limits)
     precision: str = "float"
     bundle_s: float = 0.5
+    threads: int = 1
     splits: int = 1
     part: int = -1
 
@@ -158,7 +161,7 @@ def _crossmatch(alerts: beam.PCollection, job: StreamJob) -> beam.PCollection:
 def _features(matched: beam.PCollection, job: StreamJob) -> beam.PCollection:
     objects = matched | "Light curves by object" >> LightCurvesByObject(job.origins, expiry_days=job.expiry_days)
     featured = objects[LIGHT_CURVES] | "Compute features" >> ComputeFeatures(
-        job.mode, forced=job.forced, version=job.feature_version
+        job.mode, forced=job.forced, version=job.feature_version, threads=job.threads
     )
     if job.database is not None:
         kept = objects[KEPT] | "Keep light curves" >> KeepLightCurves(job.database, "light_curves")
@@ -166,6 +169,7 @@ def _features(matched: beam.PCollection, job: StreamJob) -> beam.PCollection:
         writing = WriteFeatureTables(job.database, job.step_id, "features", job.without_tables)
         stored = featured | "Write features" >> writing
         stored[DEAD_LETTERS] | "Keep refused features" >> _keep(job, "write")
+        featured = stored[WRITTEN]
     return featured | "Features to classify" >> beam.FlatMap(classifiable)
 
 
@@ -183,7 +187,8 @@ def _classify(features: beam.PCollection[FeatureBatch], job: StreamJob) -> None:
         written = classified | "Write classifications" >> WriteMessages(job.output / "classifications")
         written[DEAD_LETTERS] | "Keep unwritten classifications" >> _keep(job, "message")
     if job.database is not None and "probability" not in job.without_tables:
-        stored = classified | "Write probabilities" >> WriteProbabilities(job.database)
+        writing = WriteProbabilities(job.database, known_objects=job.step == ALL and "object" not in job.without_tables)
+        stored = classified | "Write probabilities" >> writing
         stored[DEAD_LETTERS] | "Keep refused probabilities" >> _keep(job, "write")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,7 @@ def make_job(options: argparse.Namespace, environment: StreamEnvironment) -> Str
             programs=programs_of(options.programid),
             precision=options.xmatch_precision,
             bundle_s=_positive(bundle_s, "--bundle-seconds"),
+            threads=len(os.sched_getaffinity(0)),
             part=part,
             splits=splits,
         )

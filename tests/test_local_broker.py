@@ -18,7 +18,7 @@ from kafka_fixtures import consume_all, produce
 from messaging import jars, local_broker
 from messaging.admin import AdminError, cluster_at, create_topic
 from messaging.jars import JarsError, jars_folder, jars_of, missing_programs
-from messaging.local_broker import LocalBroker, LocalBrokerError, start_broker
+from messaging.local_broker import LocalBroker, LocalBrokerError, cluster_name, start_broker
 from pipelines.cli import main
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -239,3 +239,7 @@ def test_ports_are_below_those_of_outgoing_connections() -> None:
     assert local_broker._PORTS[0] <= local_broker._free_port() < local_broker._PORTS[1]
     limits = Path("/proc/sys/net/ipv4/ip_local_port_range")
     assert not limits.exists() or local_broker._PORTS[1] <= int(limits.read_text().split()[0])
+
+
+def test_names_of_clusters_are_no_options() -> None:
+    assert not [name for name in (cluster_name() for _ in range(2000)) if name.startswith("-")]

@@ -20,9 +20,11 @@ from classifier.messages import encode_messages, message_schema_text
 from classifier.outputs import Classification, classify, file_rows, object_rows, probability_rows, taxonomy_rows
 from database.client import Database
 from database.rules import PROVISIONAL_STEP_ID
+from database.upsert import WriteResult
 from storage.files import replacing
+from transforms.background import Background
 from transforms.counts import count
-from transforms.dead_letters import DEAD_LETTERS, dead_letter
+from transforms.dead_letters import DEAD_LETTERS, at_the_end, dead_letter
 from transforms.feature_reading import FeatureBatch
 from transforms.models import CHECK_INTERVAL_S, KEPT, ModelKeeper, ModelPlace
 
@@ -122,11 +124,13 @@ class WriteProbabilities(beam.PTransform):
     database : Database
     label : str
         What the model's version ends with in the tables.
+    known_objects : bool
+        All objects are in table ``object`` already.
     """
 
-    def __init__(self, database: Database, label: str = "") -> None:
+    def __init__(self, database: Database, label: str = "", known_objects: bool = False) -> None:
         super().__init__()
-        self._writing = _WriteProbabilities(database, label)
+        self._writing = _WriteProbabilities(database, label, known_objects)
 
     def expand(self, classified: beam.PCollection) -> Any:
         """Apply to a PCollection of ClassifiedBatch."""
@@ -134,31 +138,44 @@ class WriteProbabilities(beam.PTransform):
 
 
 class _WriteProbabilities(beam.DoFn):
-    def __init__(self, database: Database, label: str) -> None:
-        self._database, self._label = database, label
+    def __init__(self, database: Database, label: str, known_objects: bool) -> None:
+        self._database, self._label, self._known_objects = database, label, known_objects
+
+    def setup(self) -> None:
+        self._writing: Background[WriteResult] = Background()
+        self._taxonomy: pa.Table | None = None
 
     def process(self, classified: ClassifiedBatch) -> Iterator[Any]:
-        batch, classification = classified.batch, classified.classification
+        classification = classified.classification
         stamp = classification.stamp
         classification = replace(classification, stamp=replace(stamp, version=stamp.version + self._label))
-        result = self._database.write(
-            {
-                "object": object_rows(classification, PROVISIONAL_STEP_ID),
-                "probability": probability_rows(classification),
-                "taxonomy": taxonomy_rows(classification),
-            }
-        )
-        for name, counts in result.counts.items():
-            count(f"rows:{name}", counts.written)
-        reasons = {row.key[0]: f"table {row.table}: {row.reason}" for row in reversed(result.refused)}
-        if reasons:
-            guilty = pa.compute.is_in(batch.rows.oid, value_set=pa.array(list(reasons), pa.string()))
-            for row in np.flatnonzero(guilty.to_numpy(zero_copy_only=False)).tolist():
-                reason = reasons[batch.rows.oid[row].as_py()]
-                yield dead_letter(batch.unit, batch.letter(row, "write", reason))
+        tables = {} if self._known_objects else {"object": object_rows(classification, PROVISIONAL_STEP_ID)}
+        tables["probability"] = probability_rows(classification)
+        # It is the same until the model changes.
+        taxonomy = taxonomy_rows(classification)
+        if taxonomy != self._taxonomy:
+            tables["taxonomy"] = self._taxonomy = taxonomy
+        for result, batch in self._writing.ask(partial(self._database.write, tables), classified.batch):
+            yield from _told(result, batch)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for result, batch in self._writing.rest():
+            yield from map(at_the_end, _told(result, batch))
 
     def teardown(self) -> None:
+        self._writing.forget()
         self._database.close()
+
+
+def _told(result: WriteResult, batch: FeatureBatch) -> Iterator[beam.pvalue.TaggedOutput]:
+    for name, counts in result.counts.items():
+        count(f"rows:{name}", counts.written)
+    reasons = {row.key[0]: f"table {row.table}: {row.reason}" for row in reversed(result.refused)}
+    if reasons:
+        guilty = pa.compute.is_in(batch.rows.oid, value_set=pa.array(list(reasons), pa.string()))
+        for row in np.flatnonzero(guilty.to_numpy(zero_copy_only=False)).tolist():
+            reason = reasons[batch.rows.oid[row].as_py()]
+            yield dead_letter(batch.unit, batch.letter(row, "write", reason))
 
 
 def with_candids(classified: ClassifiedBatch, stage: str) -> tuple[ClassifiedBatch, list[beam.pvalue.TaggedOutput]]:

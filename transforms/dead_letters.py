@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindows
 
 from alerts.batch import AlertBatch
 from alerts.dead_letters import DeadLetter, write_dead_letters
@@ -20,6 +21,11 @@ _MAX_LETTERS, _MAX_BYTES = 10_000, 128 << 20
 def dead_letter(unit: str, letter: DeadLetter) -> beam.pvalue.TaggedOutput:
     """Send a letter of a unit of work to the dead letters."""
     return beam.pvalue.TaggedOutput(DEAD_LETTERS, (unit, letter))
+
+
+def at_the_end(output: beam.pvalue.TaggedOutput) -> beam.pvalue.TaggedOutput:
+    """What a bundle gives when it is finished, which belongs to no element."""
+    return beam.pvalue.TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
 
 
 def letter_for_alert(batch: AlertBatch, row: int, stage: str, reason: str) -> DeadLetter:

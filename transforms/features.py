@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from operator import and_
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,14 +26,16 @@ from lightcurves.features.compute import FeatureBatch, compute_features, feature
 from lightcurves.features.curves import Mode
 from lightcurves.summary import WISE
 from storage.files import replacing
+from transforms.background import Background
 from transforms.counts import count
-from transforms.dead_letters import DEAD_LETTERS, dead_letter
+from transforms.dead_letters import DEAD_LETTERS, at_the_end, dead_letter
 from transforms.feature_reading import FeatureBatch as FeaturesToClassify
 from transforms.light_curve_tables import feature_tables, light_curve_tables
 from transforms.light_curves import ALLWISE
 from transforms.progress import ProgressNote
 from transforms.tables import SEPARATION
 
+WRITTEN: Final = "written"
 CROSSMATCH_COLUMNS: Final = ("oid", *WISE)
 _MAYBE: Final = (SEPARATION, "candid", "jd")
 _MATCHED: Final = "matched"
@@ -62,6 +64,8 @@ class ComputeFeatures(beam.PTransform):
     version : str, optional
     progress_folder : str
         Where to note how far it is; nowhere if empty.
+    threads : int
+        How many parts of a batch are computed at once.
     """
 
     def __init__(
@@ -72,9 +76,11 @@ class ComputeFeatures(beam.PTransform):
         all_objects: bool = False,
         version: str | None = None,
         progress_folder: str = "",
+        threads: int = 1,
     ) -> None:
         super().__init__()
         self._options = {"mode": mode, "forced": forced, "keep_incomplete": all_objects, "version": version}
+        self._options["threads"] = threads
         self._progress_folder = progress_folder
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
@@ -185,7 +191,8 @@ def _write_group(writer: pq.ParquetWriter, waiting: list[pa.Table], schema: pa.S
 class WriteFeatureTables(beam.PTransform):
     """Store light curves and features in PostgreSQL, the tables of each batch in one transaction.
 
-    Gives the PCollection ``dead_letters``: rows that the database refused, as JSON.
+    Gives the PCollections ``written`` (what it was given, behind its rows: what is written of it later finds them) and
+    ``dead_letters``: rows that the database refused, as JSON.
 
     Parameters
     ----------
@@ -204,12 +211,16 @@ class WriteFeatureTables(beam.PTransform):
 
     def expand(self, featured: beam.PCollection) -> Any:
         """Apply to a PCollection of FeaturedLightCurves."""
-        return featured | beam.ParDo(self._writing).with_outputs(DEAD_LETTERS, main="done")
+        return featured | beam.ParDo(self._writing).with_outputs(DEAD_LETTERS, main=WRITTEN)
 
 
 class _WriteTables(beam.DoFn):
     def __init__(self, database: Database, step_id: str, unit: str, without: frozenset[str]) -> None:
         self._database, self._step_id, self._unit, self._without = database, step_id, unit, without
+
+    def setup(self) -> None:
+        self._writing: Background[WriteResult] = Background()
+        self._version: pa.Table | None = None
 
     def process(self, element: FeaturedLightCurves) -> Iterator[Any]:
         if not len(element.light_curves):
@@ -217,15 +228,29 @@ class _WriteTables(beam.DoFn):
         tables = light_curve_tables(element.light_curves, self._step_id)
         if "feature" not in self._without:
             tables |= feature_tables(element.features, element.light_curves, self._step_id, self._step_id)
+            # It is the same for all.
+            if tables["feature_version"] == self._version:
+                del tables["feature_version"]
+            else:
+                self._version = tables["feature_version"]
         tables = {name: table for name, table in tables.items() if name not in self._without}
-        result = self._database.write(tables)
+        for result, written in self._writing.ask(partial(self._database.write, tables), tables):
+            yield from self._told(result, written)
+        yield element
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for result, written in self._writing.rest():
+            yield from map(at_the_end, self._told(result, written))
+
+    def teardown(self) -> None:
+        self._writing.forget()
+        self._database.close()
+
+    def _told(self, result: WriteResult, tables: dict[str, pa.Table]) -> Iterator[beam.pvalue.TaggedOutput]:
         for name, counts in result.counts.items():
             count(f"rows:{name}", counts.written)
         for letter in _letters(result, tables, self._unit):
             yield dead_letter(self._unit, letter)
-
-    def teardown(self) -> None:
-        self._database.close()
 
 
 def _letters(result: WriteResult, tables: dict[str, pa.Table], unit: str) -> Iterator[DeadLetter]:

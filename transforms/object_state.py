@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
@@ -25,13 +26,15 @@ from alerts.batch import AlertBatch
 from alerts.dead_letters import DeadLetter
 from database.client import Database
 from database.tables import LIGHT_CURVE
+from database.upsert import WriteResult
 from lightcurves.assembly import assemble
 from lightcurves.batch import LightCurveBatch
 from lightcurves.packed import KEY_BYTES, Chunk, lasting_rows, pack_by_alert, thinned, unpack
 from lightcurves.store import StoreRows
+from transforms.background import Background
 from transforms.counts import count
 from transforms.crossmatch import MatchedAlerts
-from transforms.dead_letters import DEAD_LETTERS, dead_letter
+from transforms.dead_letters import DEAD_LETTERS, at_the_end, dead_letter
 from transforms.kept_rows import kept_rows
 from transforms.light_curves import slim_rows, wise_rows
 from transforms.origins import Origins
@@ -40,6 +43,7 @@ LIGHT_CURVES: Final = "light_curves"
 KEPT: Final = "kept"
 EXPIRY_DAYS: Final = 1.0
 OBJECTS_PER_BATCH: Final = 500
+_OBJECTS_AT_ONCE: Final = 120
 OBJECTS_KEPT: Final = 300_000
 # Alerts of which an object remembers that it has them; older ones that come once more only cost time.
 _REMEMBERED_ALERTS: Final = 64
@@ -321,21 +325,23 @@ class _Assemble(beam.DoFn):
         self._waiting[oid] = rows
         self._newest = max(self._newest, timestamp)
         if len(self._waiting) >= self._objects:
-            table, batch = self._flush()
-            yield beam.pvalue.TaggedOutput(KEPT, table)
-            yield batch
+            for table, batch in self._flush():
+                yield beam.pvalue.TaggedOutput(KEPT, table)
+                yield batch
 
     def finish_bundle(self) -> Iterator[WindowedValue | beam.pvalue.TaggedOutput]:
-        if self._waiting:
-            table, batch = (WindowedValue(value, self._newest, (GlobalWindow(),)) for value in self._flush())
+        for found in self._flush():
+            table, batch = (WindowedValue(value, self._newest, (GlobalWindow(),)) for value in found)
             yield beam.pvalue.TaggedOutput(KEPT, table)
             yield batch
 
-    def _flush(self) -> tuple[pa.Table, LightCurveBatch]:
-        table, batch = light_curves_of(self._waiting.values())
-        self._waiting = {}
-        count("objects", len(batch))
-        return table, batch
+    def _flush(self) -> Iterator[tuple[pa.Table, LightCurveBatch]]:
+        states, self._waiting = list(self._waiting.values()), {}
+        # Those of the first piece are written while the features of the second are computed.
+        for start in range(0, len(states), _OBJECTS_AT_ONCE):
+            table, batch = light_curves_of(states[start : start + _OBJECTS_AT_ONCE])
+            count("objects", len(batch))
+            yield table, batch
 
 
 class KeepLightCurves(beam.PTransform):
@@ -363,15 +369,26 @@ class _WriteKept(beam.DoFn):
     def __init__(self, database: Database, unit: str) -> None:
         self._database, self._unit = database, unit
 
+    def setup(self) -> None:
+        self._writing: Background[WriteResult] = Background()
+
     def process(self, rows: pa.Table) -> Iterator[Any]:
         if not rows.num_rows:
             return
-        result = self._database.write({LIGHT_CURVE.name: rows})
+        for result, written in self._writing.ask(partial(self._database.write, {LIGHT_CURVE.name: rows}), rows):
+            yield from self._told(result, written)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for result, written in self._writing.rest():
+            yield from map(at_the_end, self._told(result, written))
+
+    def teardown(self) -> None:
+        self._writing.forget()
+        self._database.close()
+
+    def _told(self, result: WriteResult, rows: pa.Table) -> Iterator[beam.pvalue.TaggedOutput]:
         count(f"rows:{LIGHT_CURVE.name}", result.counts[LIGHT_CURVE.name].written)
         for refused in result.refused:
             reason = f"table {refused.table}: {refused.reason}"
             payload = rows["rows"][refused.index].as_py()
             yield dead_letter(self._unit, DeadLetter("write", reason, self._unit, str(refused.key[0]), payload))
-
-    def teardown(self) -> None:
-        self._database.close()

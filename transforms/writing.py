@@ -13,7 +13,6 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from apache_beam.transforms.window import GlobalWindows
 
 from alerts.enrich import enrich
 from alerts.writer import AlertFile
@@ -22,7 +21,7 @@ from database.upsert import RefusedRow
 from storage.files import partial_name, replacing
 from transforms.counts import count
 from transforms.crossmatch import MatchedAlerts
-from transforms.dead_letters import DEAD_LETTERS, dead_letter, letter_for_alert
+from transforms.dead_letters import DEAD_LETTERS, at_the_end, dead_letter, letter_for_alert
 from transforms.tables import database_rows, for_enriching
 
 MAX_FILE_BYTES: Final = 2 << 30
@@ -132,8 +131,7 @@ class _WriteTables(beam.DoFn):
             yield from self._flush()
 
     def finish_bundle(self) -> Iterator[Any]:
-        for output in self._flush():
-            yield beam.pvalue.TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
+        yield from map(at_the_end, self._flush())
 
     def teardown(self) -> None:
         self._database.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 import numpy as np
@@ -74,6 +74,18 @@ class Curves:
     def __len__(self) -> int:
         """Count the objects."""
         return len(self.enough)
+
+    def part(self, start: int, end: int) -> Curves:
+        """Objects from one number up to another; the columns are not copied."""
+        bands, objects = slice(2 * start, 2 * end + 1), slice(start, end)
+        offsets, non_offsets = self.offsets[bands], self.non_offsets[bands]
+        points, limits = slice(offsets[0], offsets[-1]), slice(non_offsets[0], non_offsets[-1])
+        places = {"offsets": offsets - offsets[0], "non_offsets": non_offsets - non_offsets[0]}
+        slices = dict.fromkeys(("non_mjd", "non_limit"), limits) | dict.fromkeys(
+            ("sgscore1", "wise", "enough"), objects
+        )
+        names = [field.name for field in fields(self) if field.name not in places]
+        return replace(self, **places, **{name: getattr(self, name)[slices.get(name, points)] for name in names})
 
 
 Columns = dict[str, NDArray[np.float64]]
