@@ -17,6 +17,7 @@ from benchmarks import (
     forest,
     match,
     night,
+    scaling,
     serve,
     stream,
     upsert,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "features": features.run,
     "features-parity": features_parity.run,
     "night": night.run,
+    "scaling": scaling.run,
     "stream": stream.run,
 }
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from flink_fixtures import FLINK, flink_components, flink_pipeline, flink_server, worker_pool  # noqa: F401
 from kafka_fixtures import KAFKA, kafka_broker, kafka_components, topic  # noqa: F401
 from required_components import OPTION, RequireComponents
 
@@ -12,7 +13,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # Programs from outside Python that tests need; with OPTION the tests of those that are there must have run.
-COMPONENTS = (KAFKA,)
+COMPONENTS = (KAFKA, FLINK)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -118,6 +118,17 @@ def test_nights_added_one_by_one_in_any_order(nights: Nights, together: Path, tm
     assert rows_of_tables(run) == rows_of_tables(together)
 
 
+def test_units_done_by_a_runner_of_beam(nights: Nights, together: Path, tmp_path: Path) -> None:
+    """As on a cluster, here with the local runner; Flink has tests of its own."""
+    run = tmp_path / "run"
+    summary = backfilled(run, *nights.archives, *nights.options, "--runner", "FnApiRunner")
+    assert summary["adds_up"]
+    same_contents(contents(run), contents(together))
+    assert rows_of_tables(run) == rows_of_tables(together)
+    ours, theirs = units_of(run), units_of(together)
+    assert [(unit.name, unit.state, unit.attempts) for unit in ours] == [(unit.name, "done", 1) for unit in theirs]
+
+
 def test_nothing_is_done_twice(nights: Nights, together: Path, tmp_path: Path) -> None:
     run = copied(together, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.suffix in (".avro", ".parquet")}
@@ -251,6 +262,11 @@ def test_usage(nights: Nights, together: Path, tmp_path: Path, capsys: pytest.Ca
     assert "run pass 1 first" in said(*catalog, "--only", "pass2")
     assert "say --only pass2" in said(nights.archives[0], *catalog, "--as-of", "2026-01-02")
     assert "--workers must be at least 1" in said(nights.archives[0], *catalog, "--workers", "0")
+    runner = ("--runner", "FlinkRunner", "--parallelism=2")
+    assert "unknown option --job_endpoint=a:1; those of Beam need --runner" in said(*catalog, "--job_endpoint=a:1")
+    assert "Flink is not named" in said(nights.archives[0], *catalog, *runner)
+    assert "how many slots" in said(nights.archives[0], *catalog, *runner[:2], "--job_endpoint=a:1")
+    assert "say --parallelism=N" in said(nights.archives[0], *catalog, *runner, "--workers", "2")
     assert "--without-tables allwise" in said(nights.archives[0], *catalog, "--without-tables", "allwise")
     assert "--from DATE, --to DATE and --archive" in said("--archive", nights.archives[0].parent, *catalog)
     assert "lies among the inputs" in said(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks_command
-from benchmarks import archive, catalog, decode, features, forest, match, night, serve, stream, upsert
+from benchmarks import archive, catalog, decode, features, forest, match, night, scaling, serve, stream, upsert
 from pipelines.cli import main, parser
 from run_folder import open_run
 from simulation import simulate_sample
@@ -82,6 +82,11 @@ CASES = {
         {"features-alerce", "features-accurate", "features-period"},
     ),
     "night": (night.run, {"alerts": 60, "month_nights": 0}, {"night", "night-crossmatch"}),
+    "scaling": (
+        scaling.run,
+        {"alerts": 40, "units": 3, "workers": (1, 2)},
+        {"scaling-pass1-2", "scaling-pass2-2"},
+    ),
     "stream": (
         stream.run,
         {"crossmatched": 60, "classified": 60, "rate": 10.0, "seconds": 1.0, "peer_alerts": 20},
