@@ -11,6 +11,8 @@ python=.venv/bin/python
 "$python" -m mypy
 .venv/bin/lint-imports --no-cache > .venv/import-linter.log || { cat .venv/import-linter.log; exit 1; }
 bash -n run_local.sh scripts/*.sh
+# Else each process of pytest would compile them all.
+"$python" tests/compile_kernels.py
 # Two processes: the tests wait for servers, workers and kills. The fixtures of a file stay together, and the long files,
 # which come early in the alphabet, are not left to the end.
 # Where Java and Maven are, the tests that need them must have run.

@@ -82,6 +82,7 @@ setup(
         "schemas": ["*.avsc"],
         "classifier": ["demo_model/*"],
         "messaging": ["pom.xml"],
+        "pipelines": ["job_server.pom.xml"],
         "report": ["*.html", "*.css", "*.js"],
     },
     install_requires=DEPENDENCIES,

@@ -14,9 +14,11 @@ from benchmarks import (
     decode,
     features,
     features_parity,
+    flink,
     forest,
     match,
     night,
+    scaling,
     serve,
     stream,
     upsert,
@@ -33,7 +35,9 @@ BENCHMARKS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "features": features.run,
     "features-parity": features_parity.run,
     "night": night.run,
+    "scaling": scaling.run,
     "stream": stream.run,
+    "flink": flink.run,
 }
 
 

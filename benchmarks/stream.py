@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,11 +26,12 @@ from alerts.sources import find_sources
 from benchmarks.measure import conditions, figure
 from benchmarks.night import PROJECT, Nights, make_nights
 from messaging.admin import create_topic
+from messaging.child_process import free_port
 from messaging.local_broker import BrokerOptions, LocalBroker, start_broker
 from messaging.play import Pace, PlayCounts, Played, play
 from messaging.settings import Kafka, ProducerSettings
 
-_PARTITIONS: Final = 4
+PARTITIONS: Final = 4
 _WITHIN_S: Final = 5.0
 _PATIENCE_S: Final = 600.0
 # What the stream needs before the first of many messages is done: caches, connections, first bundles.
@@ -92,11 +92,11 @@ def run(
         options = BrokerOptions(heap_mb=768)
         with start_broker(here / "broker", options=options) as broker:
             given = conditions("apache-beam", "confluent-kafka", "fastavro", cores_used=os.cpu_count())
-            _send(broker, "many", night, crossmatched)
+            send(broker, "many", night, crossmatched)
             peer = _peer_rate(broker, "many", peer_alerts)
             yield figure("consume-fastavro", peer, "alerts/s", given | {"cores_used": 1}, peer, peer=True)
             found = _drained(broker, "many", night, here / "xmatch", crossmatched, "--step", "xmatch")
-            yield _line("stream-crossmatch", found, peer, given)
+            yield told("stream-crossmatch", found, peer, given)
             yield from _everything(broker, night, here / "all", classified, rate, seconds, peer, given)
 
 
@@ -112,43 +112,45 @@ def _everything(
 ) -> Iterator[dict[str, Any]]:
     """What waits in the topic, then a steady flow, then ten times as much at once."""
     steady, burst = int(rate * seconds), int(10 * rate * min(seconds, 3.0))
-    _send(broker, "some", night, waiting)
-    with _Stream(broker, "some", night, output, "--step", "all") as stream:
-        yield _line("stream", stream.until(waiting), peer, given)
+    send(broker, "some", night, waiting)
+    with Stream(broker, "some", night, output, "--step", "all") as stream:
+        yield told("stream", stream.until(waiting), peer, given)
         before = stream.metrics()
         with ThreadPoolExecutor(1) as sender:
-            sent = sender.submit(_send, broker, "some", night, steady, Pace(rate=rate), waiting)
+            sent = sender.submit(send, broker, "some", night, steady, Pace(rate=rate), waiting)
             found = stream.until(waiting + steady, since=before)
             sent.result()
-        yield _line("stream-steady", found, peer, given | {"sent_per_s": rate})
+        yield told("stream-steady", found, peer, given | {"sent_per_s": rate})
         before = stream.metrics()
-        _send(broker, "some", night, burst, skip=waiting + steady)
+        send(broker, "some", night, burst, skip=waiting + steady)
         found = stream.until(waiting + steady + burst, since=before)
         lost = waiting + steady + burst - int(stream.metrics()["alertbeam_alerts_committed_total"])
-        yield _line("stream-burst", found, peer, given | {"lost": lost})
+        yield told("stream-burst", found, peer, given | {"lost": lost})
 
 
 def _drained(broker: LocalBroker, topic: str, night: Nights, output: Path, alerts: int, *options: str) -> Watched:
-    with _Stream(broker, topic, night, output, *options) as stream:
+    with Stream(broker, topic, night, output, *options) as stream:
         return stream.until(alerts)
 
 
-class _Stream:
+class Stream:
     """The command as a user starts it, watched through its own metrics."""
 
-    def __init__(self, broker: LocalBroker, topic: str, night: Nights, output: Path, *options: str) -> None:
+    def __init__(
+        self, broker: LocalBroker, topic: str, night: Nights, output: Path, *options: str, group: str = "benchmark"
+    ) -> None:
         words = [sys.executable, "-m", "pipelines.cli", "stream", "--server", broker.address, "--topics", topic]
-        words += ["--group", "benchmark", "--catalog", str(night.catalog), "--output", str(output), *options]
+        words += ["--group", group, "--catalog", str(night.catalog), "--output", str(output), *options]
         if "all" in options:
             words += ["--model", str(PROJECT / "classifier" / "demo_model"), "--mode", "accurate"]
             words += ["--classifications-topic", "classes"]
         else:
             words += ["--alerts-topic", "crossmatched"]
-        self._port = _free_port()
+        self._port = free_port()
         words += ["--metrics-port", str(self._port), "--quiet"]
         self._process = subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.DEVNULL)
 
-    def __enter__(self) -> _Stream:
+    def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,6 +159,11 @@ class _Stream:
             self._process.wait(60)
         finally:
             self._process.kill()
+
+    @property
+    def pid(self) -> int:
+        """Process number."""
+        return self._process.pid
 
     def metrics(self) -> dict[str, float]:
         """Numbers without labels, and the buckets of the latencies."""
@@ -210,18 +217,20 @@ class _Stream:
         return Watched(rate, within, seconds, int(last[1] - begun), peak)
 
 
-def _line(name: str, found: Watched, peer: float, given: dict[str, Any]) -> dict[str, Any]:
-    told = {
+def told(name: str, found: Watched, peer: float, given: dict[str, Any]) -> dict[str, Any]:
+    """Line of a benchmark."""
+    numbers = {
         "alerts": found.committed,
         "within_5_s": round(found.within, 4),
         "seconds": round(found.seconds, 1),
         "peak_megabytes": round(found.peak_bytes / 1e6),
     }
-    return figure(name, found.rate, "alerts/s", told | given, peer)
+    return figure(name, found.rate, "alerts/s", numbers | given, peer)
 
 
-def _send(broker: LocalBroker, topic: str, night: Nights, alerts: int, pace: Pace = _AT_ONCE, skip: int = 0) -> None:
-    create_topic(broker.address, topic, _PARTITIONS)
+def send(broker: LocalBroker, topic: str, night: Nights, alerts: int, pace: Pace = _AT_ONCE, skip: int = 0) -> None:
+    """Put alerts of a night into a topic; those that are skipped were sent before."""
+    create_topic(broker.address, topic, PARTITIONS)
     settings = ProducerSettings(Kafka(broker.address), topic, compression="none")
     messages = islice(_messages(night), skip, skip + alerts)
     # What is passed over takes seconds, which do not belong to the pace.
@@ -254,9 +263,3 @@ def _peer_rate(broker: LocalBroker, topic: str, alerts: int) -> float:
     seconds = time.perf_counter() - started
     consumer.close()
     return number / seconds
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -301,5 +301,6 @@ def topics_to_read(topics: Topics, now: datetime) -> tuple[str, ...]:
 
 
 def share_of(partition: Partition, splits: int) -> int:
-    """Number of the share that a partition always belongs to."""
-    return crc32(f"{partition[0]}/{partition[1]}".encode()) % splits
+    """Number of the share that a partition always belongs to; those of a topic are spread evenly."""
+    topic, number = partition
+    return (crc32(topic.encode()) + number) % splits

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
+
+from storage.files import locked
 
 CACHE: Final = Path("~/.cache/alertbeam")
 OLDEST_JAVA: Final = 17
@@ -79,7 +77,7 @@ def jars_of(pom: Path, cache: Path = CACHE) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
             partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
             try:
@@ -89,17 +87,6 @@ def jars_of(pom: Path, cache: Path = CACHE) -> Path:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a file; the system frees it if the process dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _copy_dependencies(pom: Path, folder: Path) -> None:

@@ -6,31 +6,24 @@ like any Kafka, it leaves the writing to the disk to the system.
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import os
-import random
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from messaging import child
 from messaging.admin import AdminError, cluster_at
+from messaging.child_process import HOST, ChildProcess, ChildProcessFailed, free_port, is_free, listens
 from messaging.jars import jars_of, missing_programs
 from storage.files import replacing
 
-HOST: Final = "127.0.0.1"
 # ZTF's packets hold some 60 kB; a broker for trials must take what a consumer is to be tried with.
 MAX_MESSAGE_BYTES: Final = 12 << 20
 LOG: Final = "broker.log"
@@ -39,18 +32,16 @@ _POM: Final = Path(__file__).with_name("pom.xml")
 _NODE: Final = 1
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 20.0
-_SECONDS_BETWEEN_LOOKS: Final = 0.05
 _START_ATTEMPTS: Final = 5
 _SECONDS_FOR_ANSWER: Final = 1.0
+# Of the storage that is made; it does not keep them.
+_ANY_PORTS: Final = (9092, 9093)
 _PORT_TAKEN: Final = "Address already in use"
 _DATA: Final = "data"
 _PROPERTIES: Final = "server.properties"
 _LOCK: Final = "broker.lock"
 # For a small heap on few cores: two thirds of the processor time of a start, and no more for messages.
 _JAVA_OPTIONS: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
-# Below the ports from which the system takes those of outgoing connections: one of these could take the port of a
-# broker that is to be started again, even by connecting to itself.
-_PORTS: Final = (15_000, 32_000)
 
 
 class LocalBrokerError(RuntimeError):
@@ -100,16 +91,17 @@ class LocalBroker:
         ``host:port`` for clients.
     folder : Path
         Holds messages, settings and ``broker.log``.
-    pid : int
-        Process number; of the last process if it has ended.
     """
 
     folder: Path
     port: int
     jars: Path
     options: BrokerOptions
-    pid: int = 0
-    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _process: ChildProcess = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        command = [*_java(self.jars, self.options.heap_mb), "kafka.Kafka", _PROPERTIES]
+        self._process = ChildProcess(f"the broker in {self.folder}", command, self.folder / LOG)
 
     @property
     def address(self) -> str:
@@ -117,9 +109,14 @@ class LocalBroker:
         return f"{HOST}:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """Process number; of the last process if it has ended."""
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Say whether the broker's process lives."""
-        return self._process is not None and self._process.poll() is None
+        return self._process.running
 
     def start(self) -> None:
         """Start the broker on its folder and port, unless it runs, and wait until it answers.
@@ -131,40 +128,27 @@ class LocalBroker:
         """
         if self.running:
             return
-        if not _is_free(self.port):
+        # What started the last process has the folder's lock until it has ended too.
+        self.kill()
+        if not is_free(self.port):
             raise LocalBrokerError(f"{self.address}: {_PORT_TAKEN}; name another port")
-        log = self.folder / LOG
-        with _locked(self.folder) as lock:
-            _format(self.folder, self.jars, self.options)
-            _write_properties(self.folder, _DATA, self.port, _free_port(), self.options)
-            begin = log.stat().st_size if log.exists() else 0
-            self._process, self.pid = _started(self.folder, self.jars, self.options.heap_mb, lock)
-        atexit.register(self.kill)
         try:
-            self._wait_for_answer(begin)
-        except BaseException:
-            self.kill()
-            raise
+            with _locked(self.folder) as lock:
+                _format(self.folder, self.jars, self.options)
+                _write_properties(self.folder, _DATA, self.port, free_port(), self.options)
+                cluster = _cluster_of(self.folder)
+                self._process.start([lock])
+            self._process.wait_until(lambda: listens(self.port) and _answers(self.address, cluster), _START_TIMEOUT_S)
+        except ChildProcessFailed as error:
+            raise LocalBrokerError(str(error)) from error
 
     def stop(self) -> None:
         """End the broker as its operator would, so that its next start has nothing to mend."""
-        if self._process is None:
-            return
-        if self.running:
-            self._signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_TIMEOUT_S)
-        self.kill()
+        self._process.stop(_STOP_TIMEOUT_S)
 
     def kill(self) -> None:
         """End the broker at once (``kill -9``)."""
-        if self._process is None:
-            return
-        if self.running:
-            self._signal(signal.SIGKILL)
-        self._process.wait()
-        self._process = None
-        atexit.unregister(self.kill)
+        self._process.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -173,32 +157,6 @@ class LocalBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-    def _wait_for_answer(self, log_begin: int) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        cluster = _cluster_of(self.folder)
-        while not self._listens() or not _answers(self.address, cluster):
-            if not self.running:
-                raise LocalBrokerError(
-                    f"the broker in {self.folder} did not start: {_log_end(self.folder / LOG, log_begin)}"
-                )
-            if time.monotonic() > deadline:
-                raise LocalBrokerError(
-                    f"the broker in {self.folder} does not answer at {self.address} after {_START_TIMEOUT_S:.0f} s: "
-                    f"{_log_end(self.folder / LOG, log_begin)}"
-                )
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection((HOST, self.port), _SECONDS_FOR_ANSWER).close()
-        except OSError:
-            return False
-        return True
 
 
 def start_broker(
@@ -243,7 +201,7 @@ def start_broker(
         broker.start()
         return broker
     for left in reversed(range(_START_ATTEMPTS)):
-        broker = LocalBroker(folder, _free_port(), jars, options)
+        broker = LocalBroker(folder, free_port(), jars, options)
         try:
             broker.start()
             break
@@ -262,25 +220,6 @@ def _answers(address: str, cluster: str) -> bool:
         return False
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_port() -> int:
-    numbers = list(range(*_PORTS))
-    random.SystemRandom().shuffle(numbers)
-    for port in numbers:
-        if _is_free(port):
-            return port
-    raise LocalBrokerError(f"none of the ports from {_PORTS[0]} to {_PORTS[1] - 1} is free")
-
-
 def cluster_name() -> str:
     """Name of a new cluster, as Kafka wants it; one that begins with a hyphen would be taken for an option."""
     while True:
@@ -295,7 +234,7 @@ def _format(folder: Path, jars: Path, options: BrokerOptions) -> None:
         return
     partial = f"{_DATA}.partial"
     shutil.rmtree(folder / partial, ignore_errors=True)
-    _write_properties(folder, partial, *_PORTS, options)
+    _write_properties(folder, partial, *_ANY_PORTS, options)
     cluster = cluster_name()
     arguments = ["format", "--config", _PROPERTIES, "--cluster-id", cluster]
     told = subprocess.run(
@@ -355,29 +294,6 @@ def _java(jars: Path, heap_mb: int) -> list[str]:
     return ["java", f"-Xmx{heap_mb}m", *_JAVA_OPTIONS, *settings, "-cp", f"{jars}/*"]
 
 
-def _started(folder: Path, jars: Path, heap_mb: int, lock: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the broker's process; give the go-between and the number of the broker's own process."""
-    program = [*_java(jars, heap_mb), "kafka.Kafka", _PROPERTIES]
-    with open(folder / LOG, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), *program],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            pass_fds=[lock],
-            # An interrupt from the terminal is for this process, which may still need the broker in order to end well.
-            start_new_session=True,
-        )
-    assert process.stdout is not None
-    with process.stdout as told:
-        number = told.readline()
-    if not number:
-        process.wait()
-        raise LocalBrokerError(f"Java cannot be started: {_log_end(folder / LOG, 0)}")
-    return process, int(number)
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
     """Lock a folder for as long as any process has the descriptor.
@@ -393,10 +309,3 @@ def _locked(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _log_end(path: Path, begin: int) -> str:
-    """Last lines of what was written to a log since a position."""
-    with open(path, "rb") as file:
-        file.seek(max(begin, path.stat().st_size - 3000))
-        return file.read().decode(errors="replace").strip() or "its log is empty"

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -175,7 +175,7 @@ class BackfillJob:
         """What versions in tables end with: rows of what was known at a date stand beside the others."""
         return f"-as-of-{self.as_of.name}" if self.as_of else ""
 
-    @cached_property
+    @property
     def store(self) -> LightCurveStore:
         """Light-curve store."""
         return LightCurveStore.open(self.layout.light_curves, self.buckets)
@@ -254,9 +254,10 @@ def fold(unit: Unit, job: BackfillJob) -> Mapping[str, int]:
     """Between the passes: new rows of some buckets find their place in the store."""
     payload = unit.payload
     counts = {"rows": 0, "new": 0, "superseded": 0}
+    store = job.store
     for bucket in range(payload["first"], payload["last"] + 1):
-        job.store.compact(bucket, payload["compact_up_to"])
-        folded = job.store.fold(bucket, payload["generation"], payload["units"])
+        store.compact(bucket, payload["compact_up_to"])
+        folded = store.fold(bucket, payload["generation"], payload["units"])
         for name in counts:
             counts[name] += getattr(folded, name)
     return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from pipelines.backfill_settings import (
     without_tables,
 )
 from pipelines.environment import read_environment
+from pipelines.flink_backfill import BeamPipelines
 from pipelines.kafka_options import add_producer_options, check_producer_options
 from pipelines.matchers import MATCHERS_HELP, add_matcher_options
 from pipelines.run_display import add_progress_option
@@ -51,6 +53,14 @@ Pass 1 reads each archive once: it decodes, crossmatches, writes the alerts and 
 the light-curve store. Pass 2 takes the objects that changed: light curves, features, classes, tables. A ledger keeps
 what is done: a run that was stopped, or killed, goes on where it was when the same command is started again. A worker
 that dies is replaced and its archive tried again, and set aside with the reason after three attempts.
+
+--runner FlinkRunner lets the slots of a Flink cluster do the work, an archive or some buckets at a time, and takes
+options of Beam: --job_endpoint=HOST:PORT of a job server (or --flink_master=HOST:PORT, and one is started here for that
+Flink), --parallelism=N slots to use, --environment_type and --environment_config of its Python workers (default: those
+of 'alertbeam worker-pool' at localhost:50000). --flink_master=[local] starts Flink and its workers here. The output
+folder, archives that are files, catalogues and the model must be on a file system that this machine and all workers
+share, under the same paths; that is checked. The database must be reachable from them: the one embedded in the output
+only is where all are on one machine. See docs/backfill.md.
 
 output folder:
   alerts/*.avro                  the alerts with the field xmatches behind them, many per file
@@ -108,6 +118,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_producer_options(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--runner",
+        metavar="NAME",
+        help="let a runner of Beam do the work, e.g. FlinkRunner, see above (default: processes of this machine)",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on with a run; one must be there")
     how.add_argument("--fresh", action="store_true", help="remove what the folder holds of a run, and begin anew")
@@ -151,11 +166,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_progress_option(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.set_defaults(command=run_command)
+    parser.set_defaults(command=run_command, takes_beam_options=True)
 
 
-def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mapping[str, str]) -> int:
+def run_command(options: argparse.Namespace, beam_options: Sequence[str], variables: Mapping[str, str]) -> int:
     """Run the command; give the exit status."""
+    runner = _runner(options, beam_options)
     environment = read_environment(variables, STEP)
     layout = layout_of(options)
     recorded = {} if options.fresh else recorded_settings(layout, options.resume)
@@ -164,7 +180,7 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
     _check(options, layout, sources, recorded)
     job, settings = make_job(options, environment, layout, read_producer_environment(variables))
     check_same(recorded, settings, options)
-    with begun(options, environment, job, settings, fresh=options.fresh) as session:
+    with runner or nullcontext(), begun(options, environment, job, settings, options.fresh, runner) as session:
         if changes := add_sources(session.driving.ledger, sources):
             raise UsageError(
                 f"{changes[0]}{f', and {len(changes) - 1} more' if len(changes) > 1 else ''}: what came of it is in "
@@ -180,6 +196,19 @@ def run_command(options: argparse.Namespace, _: Sequence[str], variables: Mappin
                 if options.hats:
                     run_export(session.job, session.driving)
         return session.told()
+
+
+def _runner(options: argparse.Namespace, beam_options: Sequence[str]) -> BeamPipelines | None:
+    """What makes pipelines for the runner that is named; None if none is."""
+    if options.runner is None:
+        if beam_options:
+            raise UsageError(f"unknown option {beam_options[0]}; those of Beam need --runner, see --help")
+        return None
+    if options.workers is not None:
+        raise UsageError("--workers are processes of this machine; with --runner say --parallelism=N")
+    found = BeamPipelines(options.runner, beam_options, layout_of(options).ledger / "job_server")
+    options.workers = found.parallelism
+    return found
 
 
 def layout_of(options: argparse.Namespace) -> RunLayout:

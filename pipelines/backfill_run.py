@@ -14,6 +14,7 @@ from alerts.fingerprint import fingerprint
 from alerts.sources import Source, find_sources, stable_name
 from pipelines.backfill import CLASSIFY, EXPORT, FEATURES, FOLD, READ, REPLAY, BackfillJob, do
 from pipelines.backfill_progress import BackfillProgress
+from pipelines.flink_backfill import BeamPool
 from pipelines.usage import StoppedError
 from pipelines.workers import Outcome, WorkerPool
 from run_folder.ledger import Ledger, Unit, UnitSpec
@@ -33,7 +34,7 @@ class Driving:
     Attributes
     ----------
     ledger : Ledger
-    pool : WorkerPool
+    pool : WorkerPool or BeamPool
     workers : int
     attempts : int
         Before a unit is set aside.
@@ -42,7 +43,7 @@ class Driving:
     """
 
     ledger: Ledger
-    pool: WorkerPool
+    pool: WorkerPool | BeamPool
     workers: int
     attempts: int
     progress: BackfillProgress
@@ -182,7 +183,8 @@ def _plan_buckets(stage: str, job: BackfillJob, driving: Driving) -> list[Unit]:
     ledger.forget(stage, [unit.name for unit in ledger.units(stage) if unit.state != "done"])
     generation = max((unit.payload["generation"] for unit in ledger.units(FOLD, "done")), default=0)
     since = _done_generations(ledger, job, stage)
-    changed = {bucket: len(job.store.changed(bucket, done)) for bucket, done in since.items() if done < generation}
+    store = job.store
+    changed = {bucket: len(store.changed(bucket, done)) for bucket, done in since.items() if done < generation}
     changed = {bucket: number for bucket, number in changed.items() if number}
     most = sum(changed.values()) // (_UNITS_PER_WORKER * driving.workers)
     specs = [

@@ -19,8 +19,10 @@ from pipelines.backfill import BackfillJob
 from pipelines.backfill_progress import BackfillProgress
 from pipelines.backfill_run import Driving
 from pipelines.environment import Environment
+from pipelines.flink_backfill import BeamPool, Pipelines
 from pipelines.run_display import print_run_summary, run_shown, run_summary
 from pipelines.running import NO_DATABASE, database_of, locked, prepared, stopping
+from pipelines.unit_exchange import take_back_left
 from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS
 from pipelines.workers import WorkerPool
 from run_folder.layout import RunLayout
@@ -75,8 +77,12 @@ def begun(
     job: BackfillJob,
     settings: dict[str, Any],
     fresh: bool = False,
+    pipelines: Pipelines | None = None,
 ) -> Iterator[Session]:
-    """Take the run's folder, its database, its ledger and its workers; give them back at the end."""
+    """Take the run's folder, its database, its ledger and its workers; give them back at the end.
+
+    The workers are processes of this machine, or those of a runner that `pipelines` are for.
+    """
     layout = job.layout
     with ExitStack() as stack:
         stack.enter_context(locked(layout.root))
@@ -93,7 +99,14 @@ def begun(
         ledger = stack.enter_context(Ledger.open(layout.ledger))
         progress = BackfillProgress(layout, ledger, options.workers)
         say = stack.enter_context(run_shown(progress.state, "none" if options.quiet else options.progress))
-        pool = stack.enter_context(WorkerPool(ledger, workers=options.workers, versions=settings["versions"]))
+        take_back_left(layout.ledger)
+        versions = settings["versions"]
+        pool: WorkerPool | BeamPool = (
+            WorkerPool(ledger, workers=options.workers, versions=versions)
+            if pipelines is None
+            else BeamPool(ledger, pipelines=pipelines, versions=versions, say=say)
+        )
+        stack.enter_context(pool)
         driving = Driving(ledger, pool, options.workers, options.attempts, progress)
         yield Session(job, driving, options, settings | {"database": stored}, say)
 

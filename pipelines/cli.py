@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "show": "show_command",
     "broker": "broker_command",
     "play": "play_command",
+    "worker-pool": "worker_pool_command",
     "model": "model_commands",
     "catalog": "catalog_commands",
     "sample": "other_commands",

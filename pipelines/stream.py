@@ -70,7 +70,8 @@ class StreamJob:
         Messages hold the bare record.
     avro : bool
         Write the enriched alerts and the classifications to files as well.
-    monitor : MonitorSettings
+    monitor : MonitorSettings, optional
+        Told by the readers.
     programs, limits, precision
         See :class:`~pipelines.xmatch.XmatchJob`.
     bundle_s : float
@@ -81,6 +82,8 @@ class StreamJob:
         Parts of the topic that are read side by side; one on the local runner.
     part : int
         Which of the parts to read, the others being read by other processes; all if it is negative.
+    checkpointed : bool
+        See :class:`~transforms.kafka_source.ReadFromKafka`.
     """
 
     step: str
@@ -102,7 +105,7 @@ class StreamJob:
     classifications_to: ProducerSettings | None = None
     schemaless: bool = False
     avro: bool = False
-    monitor: MonitorSettings = MonitorSettings()  # noqa: RUF009 (immutable)
+    monitor: MonitorSettings | None = MonitorSettings()  # noqa: RUF009 (immutable)
     programs: tuple[int, ...] = (1,)
     limits: Limits = field(default_factory=Limits)
     precision: str = "float"
@@ -110,6 +113,7 @@ class StreamJob:
     threads: int = 1
     splits: int = 1
     part: int = -1
+    checkpointed: bool = False
 
     def with_database(self, database: Database) -> StreamJob:
         """Job that writes its tables, and looks objects up, in a database."""
@@ -131,6 +135,7 @@ def build(root: beam.Pipeline, job: StreamJob) -> None:
         part=job.part,
         programs=job.programs,
         bundle_s=job.bundle_s,
+        checkpointed=job.checkpointed,
     )
     read[DEAD_LETTERS] | "Keep unreadable messages" >> _keep(job, "read")
     if job.step == LATE_CLASSIFICATION:
@@ -159,7 +164,9 @@ def _crossmatch(alerts: beam.PCollection, job: StreamJob) -> beam.PCollection:
 
 
 def _features(matched: beam.PCollection, job: StreamJob) -> beam.PCollection:
-    objects = matched | "Light curves by object" >> LightCurvesByObject(job.origins, expiry_days=job.expiry_days)
+    objects = matched | "Light curves by object" >> LightCurvesByObject(
+        job.origins, expiry_days=job.expiry_days, shuffled=job.checkpointed
+    )
     featured = objects[LIGHT_CURVES] | "Compute features" >> ComputeFeatures(
         job.mode, forced=job.forced, version=job.feature_version, threads=job.threads
     )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final
-
-import apache_beam as beam
+from typing import Final, Protocol
 
 from alerts.enrich import PRECISIONS
 from classifier.model import ModelError
@@ -20,31 +19,36 @@ from database.embedded import start_embedded
 from database.settings import safe_url
 from lightcurves.features.curves import Mode
 from lightcurves.store import StoreError
+from messaging.child_process import ChildProcessFailed
 from messaging.consumer import BrokerError
+from messaging.jars import JarsError
 from messaging.monitor import Monitor, close_monitors, monitor
 from messaging.producer import DeliveryError
+from messaging.settings import COMMITTED, MonitorSettings
 from pipelines.backfill_settings import PASS_2_TABLES
+from pipelines.flink_jobs import FlinkError
+from pipelines.flink_options import FLINK_HELP, is_flink
+from pipelines.flink_stream import FlinkStream
 from pipelines.kafka_options import add_producer_options
+from pipelines.local_stream import LocalStream
 from pipelines.matchers import MATCHERS_HELP, add_matcher_options
 from pipelines.running import (
     NO_DATABASE,
     database_of,
     locked,
-    make_runner,
     prepared,
     stopping,
-    with_bounded_metrics,
-    without_state_cache,
 )
-from pipelines.stream import StreamJob, build
+from pipelines.stream import StreamJob
 from pipelines.stream_display import snapshot_text, stream_shown
 from pipelines.stream_job import chosen, make_job
 from pipelines.stream_log import set_up_logs
 from pipelines.stream_settings import ALL, CONTAINER, JSON, LATE_CLASSIFICATION, SCHEMALESS, XMATCH
-from pipelines.stream_stop import stopped_by_signals
+from pipelines.stream_stop import Stop, stopped_by_signals
 from pipelines.stream_warm_up import warm_up
 from pipelines.usage import DONE, TOO_MANY_DEAD_LETTERS, UsageError
-from transforms.counts import counters_by, live_counts
+from pipelines.worker_pool import WorkerPoolError
+from transforms.counts import counters_by
 from transforms.kept_rows import store_to_database
 from xmatch.layout import CatalogError
 
@@ -59,6 +63,7 @@ examples:
   alertbeam stream --step xmatch                 (everything from the variables of ALeRCE's xmatch step)
   alertbeam stream --step late_classification    (likewise, its late classification step)
   alertbeam stream ... --stop-at-end             (read what the topics hold, and end)
+  alertbeam stream ... --runner FlinkRunner --flink_master=HOST:PORT --parallelism=4      (on a cluster)
 
 What came of a message is in the database, the topics and the files before its offset is committed: what is killed goes
 on where it was, and nothing is lost. What comes twice leaves the same rows. A message that cannot be processed goes to
@@ -71,6 +76,8 @@ output folder:
   alerts/  classifications/      with --avro: the same messages as Avro files, a file per bundle
 
 {MATCHERS_HELP}
+{FLINK_HELP}
+
 environment: all variables of ALeRCE's steps, see docs/configuration.md; options come before variables, and those before
 the file that CONFIG_FROM_YAML names.
 
@@ -120,9 +127,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--renew-hours",
         type=float,
-        default=24.0,
         metavar="H",
-        help="take up the pipeline anew so often, which gives back what the local runner gathers (default 24)",
+        help="take up the pipeline anew so often, with an empty state, which gives back what the runner gathers "
+        "(default 24, and 2 on Flink; never where light curves are in the state alone)",
     )
     parser.add_argument(
         "--programid", metavar="LIST", help="survey programmes wanted, e.g. 1,2,3, or 'all' (default: 1)", default="1"
@@ -192,39 +199,64 @@ def run_command(options: argparse.Namespace, beam_options: Sequence[str], variab
     for notice in environment.notices:
         _LOGGER.warning(notice)
     job = make_job(options, environment)
-    runner, pipeline_options = make_runner("stream", options.runner, beam_options)
+    place = (
+        FlinkStream(beam_options, job.consumer, job.output / "flink")
+        if is_flink(options.runner)
+        else LocalStream(options.runner, beam_options)
+    )
+    consumer, watched = job.consumer, place.watched(job.monitor or MonitorSettings())
+    job = place.adapted(job)
     url = database_of(options.database, environment.environment)
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(locked(job.output))
         (job.output / SUCCESS).unlink(missing_ok=True)
         failures = (CatalogError, ModelError, StoreError, BrokerError, DeliveryError)
-        stack.enter_context(stopping(*failures))
-        stop = stack.enter_context(stopped_by_signals(Path(job.consumer.stop_file)))
+        stack.enter_context(stopping(*failures, FlinkError, ChildProcessFailed, JarsError, WorkerPoolError))
+        stop = stack.enter_context(stopped_by_signals(Path(consumer.stop_file)))
         if url != NO_DATABASE:
             url = url or stack.enter_context(start_embedded(job.output / "database")).url
             _LOGGER.info("tables: %s", safe_url(url))
             job = job.with_database(stack.enter_context(prepared(url, environment.environment)))
         stack.callback(close_monitors)
-        watching = monitor(job.monitor, live_counts)
+        watching = monitor(watched, place.counts)
         if options.copy_light_curves:
             _copy_light_curves(job)
-        if job.step == ALL:
+        if job.step == ALL and place.computes_here:
             warm_up(job)
-        without_state_cache()
-        with_bounded_metrics()
+        stack.enter_context(place)
         with stream_shown(watching, options.quiet or options.json):
-            while True:
-                pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
-                build(pipeline, job)
-                with stop.after(3600.0 * options.renew_hours):
-                    pipeline.run().wait_until_finish()
-                if not stop.renewed():
-                    break
-                _LOGGER.info("taking up the pipeline anew, with an empty state")
-        if job.consumer.stop_at_end:
+            run_until_told(place, job, watching, stop, options.renew_hours)
+        if consumer.stop_at_end:
             (job.output / SUCCESS).touch()
         return _told(options, job, watching, time.monotonic() - started)
+
+
+class Place(Protocol):
+    """Where streams run."""
+
+    @property
+    def renew_hours(self) -> float:
+        """How long a pipeline is good for."""
+        ...
+
+    def run(self, job: StreamJob, watching: Monitor) -> None:
+        """Run a stream until its reading ends."""
+        ...
+
+
+def run_until_told(place: Place, job: StreamJob, watching: Monitor, stop: Stop, renew_hours: float | None) -> None:
+    """Run a stream until it is to end for good, taking it up anew now and then."""
+    state_alone = job.step == ALL and job.database is None
+    hours = renew_hours or (math.inf if state_alone else place.renew_hours)
+    while True:
+        with stop.after(3600.0 * hours):
+            place.run(job, watching)
+        if not stop.renewed():
+            return
+        _LOGGER.info("taking up the pipeline anew, with an empty state")
+        # What was read from the given start on is committed, and not to be read again.
+        job = replace(job, consumer=replace(job.consumer, start=COMMITTED))
 
 
 def _copy_light_curves(job: StreamJob) -> None:

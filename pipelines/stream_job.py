@@ -104,7 +104,7 @@ def make_job(options: argparse.Namespace, environment: StreamEnvironment) -> Str
     named = environment.environment.feature_version
     version = named if named != UNSET_VERSION else f"{FEATURES_VERSION}-{mode}" + ("-forced" if options.forced else "")
     part, splits = _part(options)
-    _positive(options.renew_hours, "--renew-hours")
+    _positive(1.0 if options.renew_hours is None else options.renew_hours, "--renew-hours")
     alerts_to, classifications_to = _producers(options, environment)
     matchers = () if options.step == LATE_CLASSIFICATION else _matchers(options, environment)
     bundle_s = options.bundle_seconds or (_BUNDLE_WITH_FILES_S if options.avro else _BUNDLE_S)

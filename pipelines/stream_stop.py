@@ -34,7 +34,7 @@ class Stop:
     @contextmanager
     def after(self, seconds: float) -> Iterator[None]:
         """End the reading, for :meth:`renewed`, if the block lasts longer."""
-        timer = threading.Timer(seconds, self._renew)
+        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._renew)
         timer.daemon = True
         timer.start()
         try:

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -53,8 +54,14 @@ _PROGRAM: Final = (
 )
 _PR_SET_PDEATHSIG: Final = 1
 
-# The first word of what a worker answers.
-_DONE, _FAILED, _STOP, _UNUSABLE = "done", "failed", "stop", "unusable"
+
+class Answer(StrEnum):
+    """First word of what a worker answers."""
+
+    DONE = "done"
+    FAILED = "failed"
+    STOP = "stop"
+    UNUSABLE = "unusable"
 
 
 class StopWork(StoppedError):
@@ -108,15 +115,51 @@ class _Worker:
 
 
 @dataclass(eq=False)
-class _Task:
-    """Units that are being done, and what became of the others."""
+class Task:
+    """Units that are being done, what became of the others, and what the ledger is told of each.
 
-    work: bytes
+    Attributes
+    ----------
+    ledger : Ledger
+    versions : Mapping
+        Noted with each unit.
+    waiting : deque of Unit
+    attempts : int
+        A unit is set aside when it failed and had so many.
+    on_change : callable
+        Called after each change in the ledger.
+    """
+
+    ledger: Ledger
+    versions: Mapping[str, Any]
     waiting: deque[Unit]
     attempts: int
     on_change: Callable[[], None]
-    done: list[Done] = field(default_factory=list)
-    aside: list[Unit] = field(default_factory=list)
+    _done: list[Done] = field(default_factory=list)
+    _aside: list[Unit] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of the units so far."""
+        return Outcome(tuple(self._done), tuple(self._aside))
+
+    def done(self, done: Done) -> None:
+        """Note that a unit that runs is done."""
+        unit = done.unit
+        self.ledger.finish(unit.stage, unit.name, done.counts, done.seconds, done.peak_bytes, self.versions)
+        self._done.append(done)
+        self.on_change()
+
+    def failed(self, unit: Unit, reason: str, trace: str) -> None:
+        """Note that a unit that runs failed: it waits again, or is set aside."""
+        so_far = self.ledger.failed(unit.stage, unit.name, reason)
+        log_error(self.ledger, f"{unit.stage} {unit.name}, attempt {so_far}: {reason}\n{trace}")
+        if so_far < self.attempts:
+            self.waiting.append(unit)
+        else:
+            self.ledger.set_aside(unit.stage, unit.name, reason)
+            self._aside.append(self.ledger.unit(unit.stage, unit.name) or unit)
+        self.on_change()
 
 
 class WorkerPool:
@@ -191,10 +234,11 @@ class WorkerPool:
 
         Whatever is raised, and so when the user interrupts, no worker is left then, and what they did waits again.
         """
-        task = _Task(pickle.dumps(work), deque(units), attempts, on_change or _nothing)
+        task = Task(self._ledger, self._versions, deque(units), attempts, on_change or _nothing)
+        pickled = pickle.dumps(work)
         try:
             while task.waiting or self._busy():
-                self._hand_out(task)
+                self._hand_out(task, pickled)
                 self._take_in(task)
         except BaseException:
             self._end(self._workers, at_once=True)
@@ -202,12 +246,12 @@ class WorkerPool:
             with suppress(OSError, LedgerError):
                 self._ledger.put_back()
             raise
-        return Outcome(tuple(task.done), tuple(task.aside))
+        return task.outcome
 
     def _busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.unit is not None]
 
-    def _hand_out(self, task: _Task) -> None:
+    def _hand_out(self, task: Task, work: bytes) -> None:
         self._end([worker for worker in self._workers if worker.unit is None and self._is_used_up(worker)])
         while task.waiting:
             worker = next((worker for worker in self._workers if worker.unit is None), None)
@@ -215,44 +259,32 @@ class WorkerPool:
                 if len(self._workers) >= self._most:
                     return
                 worker = self._started()
-            self._give(worker, task)
+            self._give(worker, task, work)
 
     def _is_used_up(self, worker: _Worker) -> bool:
         return worker.begun >= self._units_per_process or worker.process.poll() is not None
 
-    def _give(self, worker: _Worker, task: _Task) -> None:
+    def _give(self, worker: _Worker, task: Task, work: bytes) -> None:
         unit = task.waiting[0]
         self._ledger.start(unit.stage, unit.name)
         worker.unit = task.waiting.popleft()
         worker.begun += 1
         try:
-            if worker.work != task.work:
-                worker.connection.send(task.work)
-                worker.work = task.work
+            if worker.work != work:
+                worker.connection.send(work)
+                worker.work = work
             worker.connection.send(unit)
         except OSError:
             self._died(worker, task)
         task.on_change()
 
     def _started(self) -> _Worker:
-        here, there = Pipe()
-        log = _bounded(self._ledger.folder / WORKERS_LOG)
-        path = [entry for entry in sys.path if isinstance(entry, str)]
-        threads = str(max(1, _cores() // self._most))
-        with there, open(log, "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-u", "-c", _PROGRAM, str(there.fileno()), *path],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[there.fileno()],
-                env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads)},
-            )
-        worker = _Worker(process, here)
+        threads = max(1, _cores() // self._most)
+        worker = _Worker(*start_process(self._ledger.folder / WORKERS_LOG, threads))
         self._workers.append(worker)
         return worker
 
-    def _take_in(self, task: _Task) -> None:
+    def _take_in(self, task: Task) -> None:
         busy = self._busy()
         ready = wait([worker.connection for worker in busy], _SECONDS_BETWEEN_LOOKS)
         task.on_change()
@@ -265,47 +297,27 @@ class WorkerPool:
             elif gone:
                 self._died(worker, task)
 
-    def _answered(self, worker: _Worker, task: _Task) -> None:
+    def _answered(self, worker: _Worker, task: Task) -> None:
         try:
             word, *values = worker.connection.recv()
         except (EOFError, OSError):
             self._died(worker, task)
             return
         unit = _unit_of(worker)
-        if word == _STOP:
+        if word == Answer.STOP:
             raise StoppedError(*values)
-        if word == _UNUSABLE:
+        if word == Answer.UNUSABLE:
             raise RuntimeError(f"a worker cannot import the work: {values[0]}")
         worker.unit = None
-        if word == _FAILED:
+        if word == Answer.FAILED:
             reason, trace = values
-            self._failed(unit, reason, trace, task)
+            task.failed(unit, reason, trace)
             return
-        done = Done(unit, *values)
-        self._ledger.finish(unit.stage, unit.name, done.counts, done.seconds, done.peak_bytes, self._versions)
-        task.done.append(done)
-        task.on_change()
+        task.done(Done(unit, *values))
 
-    def _died(self, worker: _Worker, task: _Task) -> None:
+    def _died(self, worker: _Worker, task: Task) -> None:
         self._end([worker])
-        status = worker.process.returncode
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        self._failed(_unit_of(worker), f"the worker died ({how})", "", task)
-
-    def _failed(self, unit: Unit, reason: str, trace: str, task: _Task) -> None:
-        so_far = self._ledger.failed(unit.stage, unit.name, reason)
-        self._log_error(unit, so_far, reason, trace)
-        if so_far < task.attempts:
-            task.waiting.append(unit)
-        else:
-            self._ledger.set_aside(unit.stage, unit.name, reason)
-            task.aside.append(self._ledger.unit(unit.stage, unit.name) or unit)
-        task.on_change()
-
-    def _log_error(self, unit: Unit, attempt: int, reason: str, trace: str) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with open(_bounded(self._ledger.folder / ERRORS_LOG), "a", encoding="utf-8", errors="replace") as file:
-            file.write(f"{now} {unit.stage} {unit.name}, attempt {attempt}: {reason}\n{trace}\n")
+        task.failed(_unit_of(worker), death(worker.process), "")
 
     def _end(self, workers: Sequence[_Worker], at_once: bool = False) -> None:
         """End processes, those that do nothing by closing their pipes, and wait until none is left."""
@@ -322,6 +334,46 @@ class WorkerPool:
                 worker.process.kill()
                 worker.process.wait()
             self._workers.remove(worker)
+
+
+def start_process(log: Path, threads: int) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Start a worker; it ends when the connection is closed, or the thread that started it is gone.
+
+    It takes pickled work, and then units, and gives an :class:`Answer` for each: ``(DONE, counts, seconds, peak
+    bytes)``, ``(FAILED, reason, trace)``, ``(STOP, message)`` or ``(UNUSABLE, reason)``.
+
+    Parameters
+    ----------
+    log : Path
+        Where to what it prints goes.
+    threads : int
+        Of each library.
+    """
+    here, there = Pipe()
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    with there, open(_bounded(log), "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", _PROGRAM, str(there.fileno()), *path],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[there.fileno()],
+            env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))},
+        )
+    return process, here
+
+
+def death(process: subprocess.Popen[bytes]) -> str:
+    """Sentence on how a worker ended that nobody had told to."""
+    status = process.wait()
+    return f"the worker died ({f'signal {-status}' if status < 0 else f'exit status {status}'})"
+
+
+def log_error(ledger: Ledger, text: str) -> None:
+    """Write to ``errors.log`` beside the ledger."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with open(_bounded(ledger.folder / ERRORS_LOG), "a", encoding="utf-8", errors="replace") as file:
+        file.write(f"{now} {text}\n")
 
 
 def _unit_of(worker: _Worker) -> Unit:
@@ -405,7 +457,7 @@ def _loaded(message: bytes) -> tuple[Work | None, tuple[str, ...]]:
         return pickle.loads(message), ()
     except Exception as error:
         traceback.print_exc()
-        return None, (_UNUSABLE, _first_line(error))
+        return None, (Answer.UNUSABLE, _first_line(error))
 
 
 def _answer_of(work: Work, unit: Unit) -> tuple[Any, ...]:
@@ -415,10 +467,10 @@ def _answer_of(work: Work, unit: Unit) -> tuple[Any, ...]:
         counts = {str(name): int(number) for name, number in work(unit).items()}
     except StoppedError as error:
         traceback.print_exc()
-        return _STOP, readable(str(error))
+        return Answer.STOP, readable(str(error))
     except BaseException as error:
-        return _FAILED, _first_line(error), readable(traceback.format_exc())
-    return _DONE, counts, time.monotonic() - began, _peak_bytes()
+        return Answer.FAILED, _first_line(error), readable(traceback.format_exc())
+    return Answer.DONE, counts, time.monotonic() - began, _peak_bytes()
 
 
 def _first_line(error: BaseException) -> str:

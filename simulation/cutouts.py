@@ -4,7 +4,6 @@ import gzip
 import io
 
 import numpy as np
-from astropy.io import fits
 
 from simulation.encode import zigzag
 from simulation.population import random_stream
@@ -16,6 +15,9 @@ _EDGE_FRACTION = 0.1
 
 
 def _gzipped_fits(image: np.ndarray) -> bytes:
+    # Loading astropy takes half a second, which users of the rest of the simulation need not wait for.
+    from astropy.io import fits
+
     header = fits.Header()
     header["BUNIT"] = "DN"
     raw = io.BytesIO()

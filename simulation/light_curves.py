@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from astropy.coordinates import SkyCoord
 from numpy.typing import NDArray
 
 CLASSES: Final = (
@@ -100,6 +99,9 @@ def _joined(parts: list[dict[str, NDArray]]) -> pa.Table:
 
 def _position(name: str, rng: np.random.Generator) -> tuple[float, float]:
     """Position in degrees north of declination -30, near the Galactic plane for the classes that live there."""
+    # Loading astropy takes half a second, which users of the rest of the simulation need not wait for.
+    from astropy.coordinates import SkyCoord
+
     while True:
         if name in _GALACTIC:
             place = SkyCoord(l=rng.uniform(0, 360), b=rng.normal(0, 9), unit="deg", frame="galactic").icrs

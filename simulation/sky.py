@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+import scipy  # Its parts are loaded when they are used.
 from isal import igzip
-from scipy.spatial import cKDTree
 
 from simulation.population import OBJECTS_PER_BLOCK, SOUTHERN_LIMIT_DEG, object_block, offset_position, random_stream
 
@@ -248,7 +248,7 @@ class NearestSource:
             table = pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(include_columns=wanted))
         self._names = pc.cast(table["AllWISE"], pa.string()).combine_chunks()
         self._ra, self._dec = table["RAJ2000"].to_numpy(), table["DEJ2000"].to_numpy()
-        self._tree = cKDTree(_unit_vectors(self._ra, self._dec))
+        self._tree = scipy.spatial.cKDTree(_unit_vectors(self._ra, self._dec))
 
     def __call__(self, ra: np.ndarray, dec: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Designations (blank without a match) and separations (arcsec; NaN without) of positions in degrees."""

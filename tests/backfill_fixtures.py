@@ -1,15 +1,19 @@
 """What the tests of the backfill share: nights of the same objects, runs of the command, and what they left."""
 
 import hashlib
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import psycopg2
@@ -17,6 +21,7 @@ import pyarrow.parquet as pq
 
 from database.embedded import start_embedded
 from lightcurves.store import LightCurveStore
+from pipelines.cli import main
 from pipelines.stream_environment import VARIABLES
 from run_folder.layout import RunLayout
 from run_folder.ledger import Ledger, Unit
@@ -51,8 +56,8 @@ class Nights:
 
     @property
     def options(self) -> list[str]:
-        """Options of a run with classes, but for its output."""
-        return ["--catalog", str(self.catalog), "--model", str(DEMO_MODEL), "--buckets", str(BUCKETS)]
+        """Options of a run with classes and without a HATS catalogue, which takes long; but for its output."""
+        return ["--catalog", str(self.catalog), "--model", str(DEMO_MODEL), "--buckets", str(BUCKETS), "--no-hats"]
 
 
 def make_nights(folder: Path, alerts: int = 120) -> Nights:
@@ -76,6 +81,27 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in VARIABLES}
 
 
+def called(words: Sequence[str], status: int, variables: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Run a command that ends with a status in this process, which has loaded everything; give its summary and errors.
+
+    The workers of a backfill are processes of their own nevertheless.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with (
+            patch.dict(os.environ, {**environment(), **variables}, clear=True),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            assert main(words) == status, err.getvalue()
+    finally:
+        root.handlers[:], root.level = handlers, level
+    text = out.getvalue()
+    return (json.loads(text) if text.startswith("{") else {}) | {"said": err.getvalue()}
+
+
 def backfilled(
     run: Path,
     *arguments: object,
@@ -87,11 +113,7 @@ def backfilled(
     # A worker takes seconds to begin: most tests need but one.
     workers = () if {"--workers", "--runner"} & {*arguments} else ("--workers", "1")
     words = command(run, *arguments, *workers, "--json", "--quiet", "--max-dead-letters", "999", name=name)
-    variables = {**environment(), **variables}
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300, env=variables)
-    assert done.returncode == status, done.stderr
-    summary = json.loads(done.stdout) if done.stdout.startswith("{") else {}
-    return summary | {"said": done.stderr}
+    return called(words[3:], status, variables)
 
 
 def copied(run: Path, to: Path) -> Path:

@@ -1,18 +1,24 @@
-"""Fixtures that every test file may use."""
+"""Fixtures that every test file may use.
+
+Those that last as long as the tests are imported here: a file that imported one would have one of its own.
+"""
 
 import signal
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from database_fixtures import database, database_url, empty_url, rows_of  # noqa: F401
+from flink_fixtures import FLINK, flink_components, flink_pipeline, flink_server, worker_pool  # noqa: F401
 from kafka_fixtures import KAFKA, kafka_broker, kafka_components, topic  # noqa: F401
+from pipeline_fixtures import alertbeam, impatient, sample  # noqa: F401
 from required_components import OPTION, RequireComponents
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # Programs from outside Python that tests need; with OPTION the tests of those that are there must have run.
-COMPONENTS = (KAFKA,)
+COMPONENTS = (KAFKA, FLINK)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

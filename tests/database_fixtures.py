@@ -1,4 +1,7 @@
-"""A real PostgreSQL server for the tests that write to one."""
+"""A real PostgreSQL server for the tests that write to one; ``conftest.py`` gives its fixtures to all files.
+
+Each process of pytest starts one when the first test asks for it.
+"""
 
 import uuid
 from collections.abc import Callable, Iterator

@@ -30,13 +30,14 @@ def golden_curves(shared_data: Path) -> tuple[list[str], Curves]:
     limits = pd.read_parquet(folder / "non_detections_sample.parquet").reset_index()
     limits = limits[limits.fid.isin(BANDS)].sort_values(["oid", "fid", "mjd"], kind="stable")
     oids = sorted(points.oid.unique())
+    # Copies, since the columns of a frame are read only, and kernels would be compiled once more for such.
     return oids, Curves(
         offsets=_offsets(points, oids),
-        **{name: points[name].to_numpy() for name in POINT_COLUMNS},
+        **{name: points[name].to_numpy(copy=True) for name in POINT_COLUMNS},
         non_offsets=_offsets(limits, oids),
-        non_mjd=limits.mjd.to_numpy(np.float64),
-        non_limit=limits.diffmaglim.to_numpy(np.float64),
-        sgscore1=points.groupby("oid").sgscore1.median().loc[oids].to_numpy(np.float64),
+        non_mjd=limits.mjd.to_numpy(np.float64, copy=True),
+        non_limit=limits.diffmaglim.to_numpy(np.float64, copy=True),
+        sgscore1=points.groupby("oid").sgscore1.median().loc[oids].to_numpy(np.float64, copy=True),
         wise=np.full((len(oids), 3), np.nan),
         enough=np.ones(len(oids), np.bool_),
     )

@@ -1,26 +1,19 @@
 """What the tests of the stream share: packets in topics, streams that are run to their end, and what they left."""
 
-import io
-import json
-import logging
-import os
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from unittest.mock import patch
 
 import psycopg2
-from backfill_fixtures import TABLES, environment
+from backfill_fixtures import TABLES, called
 from kafka_fixtures import produce
 from sqlalchemy import make_url
 
 from alerts.reader import Limits, Portion, read_portions
 from alerts.sources import find_sources
-from pipelines.cli import main
 
 Rows = dict[str, list[tuple[Any, ...]]]
 
@@ -60,23 +53,10 @@ def streamed(
 ) -> dict[str, Any]:
     """Run a stream until its topic is drained; give its summary and what it said.
 
-    In this process, which has loaded everything: the counts of the transforms are those of all streams so far.
+    In this process: the counts of the transforms are those of all streams so far.
     """
-    words = stream_words(output, address, topic, "--stop-at-end", "--json", "--quiet", *options)[3:]
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with (
-            patch.dict(os.environ, {**environment(), **variables}, clear=True),
-            redirect_stdout(out),
-            redirect_stderr(err),
-        ):
-            assert main(words) == status, err.getvalue()
-    finally:
-        root.handlers[:], root.level = handlers, level
-    text = out.getvalue()
-    return (json.loads(text) if text.startswith("{") else {}) | {"said": err.getvalue()}
+    words = stream_words(output, address, topic, "--stop-at-end", "--json", "--quiet", *options)
+    return called(words[3:], status, variables)
 
 
 def rows_in(url: str, tables: Mapping[str, str] = MappingProxyType(TABLES)) -> Rows:

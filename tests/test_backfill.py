@@ -41,7 +41,7 @@ from run_folder.layout import RunLayout
 def served(folder: Path) -> Iterator[str]:
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -63,7 +63,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 def together(nights: Nights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over all nights at once, with tables."""
     run = tmp_path_factory.mktemp("together") / "run"
-    summary = backfilled(run, *nights.archives, *nights.options, "--workers", "2")
+    summary = backfilled(run, *nights.archives, *nights.options, "--hats", "--workers", "2")
     assert summary["adds_up"]
     return run
 
@@ -118,6 +118,17 @@ def test_nights_added_one_by_one_in_any_order(nights: Nights, together: Path, tm
     assert rows_of_tables(run) == rows_of_tables(together)
 
 
+def test_units_done_by_a_runner_of_beam(nights: Nights, together: Path, tmp_path: Path) -> None:
+    """As on a cluster, here with the local runner; Flink has tests of its own."""
+    run = tmp_path / "run"
+    summary = backfilled(run, *nights.archives, *nights.options, "--hats", "--runner", "FnApiRunner")
+    assert summary["adds_up"]
+    same_contents(contents(run), contents(together))
+    assert rows_of_tables(run) == rows_of_tables(together)
+    ours, theirs = units_of(run), units_of(together)
+    assert [(unit.name, unit.state, unit.attempts) for unit in ours] == [(unit.name, "done", 1) for unit in theirs]
+
+
 def test_nothing_is_done_twice(nights: Nights, together: Path, tmp_path: Path) -> None:
     run = copied(together, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.suffix in (".avro", ".parquet")}
@@ -145,7 +156,7 @@ def test_as_of_gives_what_was_known_then(nights: Nights, together: Path, tmp_pat
     run, early = copied(together, tmp_path / "run"), tmp_path / "early"
     date = f"{DATES[1][:4]}-{DATES[1][4:6]}-{DATES[1][6:]}"
     backfilled(run, "--only", "pass2", "--as-of", date, "--no-hats")
-    backfilled(early, nights.archives[0], *nights.options, "--database", "none", "--no-hats")
+    backfilled(early, nights.archives[0], *nights.options, "--database", "none")
     now, then = RunLayout(run).results(date), RunLayout(early).results()
     for ours, theirs in (
         (now.objects, then.objects),
@@ -179,12 +190,13 @@ def test_what_changed_is_said(nights: Nights, together: Path, tmp_path: Path) ->
 
 def test_an_archive_that_cannot_be_had_is_set_aside(nights: Nights, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    nowhere = "http://127.0.0.1:9/ztf_public_20260102.tar.gz"
     options = [*nights.options, "--database", "none", "--attempts", "1"]
-    summary = backfilled(run, nights.archives[0], nowhere, *options, status=1)
+    with served(tmp_path) as url:
+        summary = backfilled(run, nights.archives[0], f"{url}ztf_public_20260102.tar.gz", *options, status=1)
     assert summary["adds_up"]
     (aside,) = [unit for unit in units_of(run, "read") if unit.state == "aside"]
     assert "127.0.0.1" in aside.reason
+    assert "404" in aside.reason
     assert len(frame(RunLayout(run).results().all_features)) > 0
     assert not list((run / "alerts").glob(f"{aside.name}*"))
 
@@ -197,7 +209,7 @@ def test_nights_by_date_from_a_server(nights: Nights, together: Path, tmp_path: 
     run = tmp_path / "run"
     with served(folder) as url:
         dates = ["--from", "2026-01-01", "--to", "20260110", "--archive", url]
-        summary = backfilled(run, *dates, *nights.options, "--database", "none", "--no-hats")
+        summary = backfilled(run, *dates, *nights.options, "--database", "none")
     assert "2026-01-02" in summary["said"]
     assert summary["alerts"] == backfilled(together, "--resume")["alerts"]
     ours, theirs = RunLayout(run).results(), RunLayout(together).results()
@@ -228,7 +240,7 @@ def test_objects_are_a_hats_catalogue(together: Path, tmp_path: Path) -> None:
 def test_real_packets_add_up(shared_data: Path, nights: Nights, tmp_path: Path) -> None:
     """All real packets: archives, folders, other schemas, and what is no packet at all."""
     run = tmp_path / "run"
-    summary = backfilled(run, shared_data / "alerts", *nights.options)
+    summary = backfilled(run, shared_data / "alerts", *nights.options, "--hats")
     assert summary["adds_up"]
     alerts = summary["alerts"]
     assert alerts["alerts_in"] == 650 + 15
@@ -251,6 +263,11 @@ def test_usage(nights: Nights, together: Path, tmp_path: Path, capsys: pytest.Ca
     assert "run pass 1 first" in said(*catalog, "--only", "pass2")
     assert "say --only pass2" in said(nights.archives[0], *catalog, "--as-of", "2026-01-02")
     assert "--workers must be at least 1" in said(nights.archives[0], *catalog, "--workers", "0")
+    runner = ("--runner", "FlinkRunner", "--parallelism=2")
+    assert "unknown option --job_endpoint=a:1; those of Beam need --runner" in said(*catalog, "--job_endpoint=a:1")
+    assert "Flink is not named" in said(nights.archives[0], *catalog, *runner)
+    assert "how many slots" in said(nights.archives[0], *catalog, *runner[:2], "--job_endpoint=a:1")
+    assert "say --parallelism=N" in said(nights.archives[0], *catalog, *runner, "--workers", "2")
     assert "--without-tables allwise" in said(nights.archives[0], *catalog, "--without-tables", "allwise")
     assert "--from DATE, --to DATE and --archive" in said("--archive", nights.archives[0].parent, *catalog)
     assert "lies among the inputs" in said(

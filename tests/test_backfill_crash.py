@@ -4,7 +4,9 @@ import random
 import resource
 import signal
 import subprocess
+import threading
 import time
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -22,8 +24,6 @@ from backfill_fixtures import (
     units_of,
 )
 
-KILLS = 20
-
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
@@ -33,7 +33,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 @pytest.fixture(scope="module")
 def undisturbed(nights: Nights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    backfilled(run, *nights.archives, *nights.options, "--workers", "2")
+    backfilled(run, *nights.archives, *nights.options)
     return run
 
 
@@ -67,26 +67,25 @@ def at_work(process: "subprocess.Popen[str]") -> bool:
     return False
 
 
-def killed(nights: Nights, run: Path, chance: random.Random, most: int) -> list[str]:
-    """Start a run again and again, and kill a worker or the whole of it, until it ends by itself; tell the kills."""
-    kills: list[str] = []
+def killed(nights: Nights, run: Path, chance: random.Random, victims: list[str]) -> None:
+    """Start a run again and again, and kill a worker or the whole of it, until it ends by itself; cross them off."""
     while True:
-        process = start(nights, run, "--attempts", "1000")
-        while len(kills) < most and at_work(process):
+        process = start(nights, run, "--hats", "--attempts", "1000")
+        while victims and at_work(process):
             # Workers take some seconds until they begin.
             time.sleep(chance.uniform(0.0, 5.0))
             workers = workers_of(process)
-            if workers and chance.random() < 0.5:
+            if victims[-1] == "worker" and workers:
                 chance.choice(workers).kill()
-                kills.append("worker")
-            elif process.poll() is None:
+                victims.pop()
+            elif victims[-1] == "run" and process.poll() is None:
                 process.kill()
-                kills.append("run")
+                victims.pop()
                 break
         _, said = process.communicate(timeout=120)
         if process.returncode != -signal.SIGKILL:
             assert process.returncode == 0, said
-            return kills
+            return
 
 
 def alerts_counted(run: Path) -> list[dict[str, int]]:
@@ -98,30 +97,36 @@ def alerts_counted(run: Path) -> list[dict[str, int]]:
 
 
 def test_twenty_random_kills(nights: Nights, undisturbed: Path, tmp_path: Path) -> None:
+    """Of workers and of whole runs; each run must end as if nothing had been."""
     chance = random.Random(11)
-    kills: list[str] = []
-    number = 0
-    while len(kills) < KILLS:
+    victims = ["worker", "run"] * 10
+    chance.shuffle(victims)
+    for number in count():
         run = tmp_path / f"run{number}"
-        kills += killed(nights, run, chance, KILLS - len(kills))
+        killed(nights, run, chance, victims)
         same_contents(contents(run), contents(undisturbed))
         assert {unit.state for unit in units_of(run)} == {"done"}
         assert not [path for path in run.rglob(".*") if path.name != ".lock" and "database" not in path.parts]
-        number += 1
-    assert {*kills} == {"worker", "run"}
+        if not victims:
+            break
     assert rows_of_tables(run) == rows_of_tables(undisturbed)
     assert alerts_counted(run) == alerts_counted(undisturbed)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_lost_database(nights: Nights, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(nights, run)
-    while process.poll() is None and not any((run / "alerts").glob("*")):
-        time.sleep(0.05)
-    server = int((run / "database" / "data" / "postmaster.pid").read_text().splitlines()[0])
-    psutil.Process(server).send_signal(signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 3, said
+
+    def kill_soon() -> None:
+        while not any((run / "alerts").glob("*")):
+            time.sleep(0.05)
+        server = int((run / "database" / "data" / "postmaster.pid").read_text().splitlines()[0])
+        psutil.Process(server).send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_soon, daemon=True)
+    killer.start()
+    said = backfilled(run, *nights.archives, *nights.options, "--workers", "2", status=3)["said"]
+    killer.join()
     assert "stopped: The database" in said
     assert "start again" in said
     backfilled(run, *nights.archives)

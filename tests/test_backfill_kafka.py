@@ -48,7 +48,7 @@ def test_backfill_with_kafka(nights: Nights, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with mock_broker() as address:
         kafka = ("--kafka", address, "--alerts-topic", "alerts", "--classifications-topic", "classes")
-        options = [*nights.options, "--database", "none", "--no-hats"]
+        options = [*nights.options, "--database", "none"]
         summary = backfilled(run, *nights.archives[:2], *options, *kafka)
         assert summary["adds_up"]
         first, written = records(address, "alerts"), alerts_of(run)

@@ -1,7 +1,5 @@
 """``alertbeam classify`` from end to end, the tables that it fills, and models that change while it runs."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 from __future__ import annotations
 
 import io
@@ -35,9 +33,8 @@ from classify_fixtures import (
     table_of,
     written_model,
 )
-from database_fixtures import IMPATIENT, database, database_url, empty_url, execute, rows_of  # noqa: F401
+from database_fixtures import IMPATIENT, execute
 from model_fixtures import Server
-from pipeline_fixtures import alertbeam  # noqa: F401
 
 from alerts.dead_letters import DeadLetter, read_dead_letters
 from alerts.sources import find_sources

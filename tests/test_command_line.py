@@ -1,7 +1,5 @@
 """The command line: exit statuses, clear sentences, nothing written by a wrong command."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import fcntl
 import json
 import shutil
@@ -14,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database_fixtures import database_url, empty_url, execute  # noqa: F401
-from pipeline_fixtures import Sample, alertbeam, alerts_of, impatient, sample, write_positions  # noqa: F401
+from database_fixtures import execute
+from pipeline_fixtures import Sample, alerts_of, write_positions
 from sqlalchemy import make_url
 
 from xmatch.catalog import build_catalog

@@ -1,7 +1,5 @@
 """Tables, settings and the bulk upsert, on a real server."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import datetime
 import multiprocessing
 import pickle
@@ -15,7 +13,7 @@ import numpy as np
 import psycopg2
 import pyarrow as pa
 import pytest
-from database_fixtures import IMPATIENT, database, database_url, empty_url, execute, rows_of  # noqa: F401
+from database_fixtures import IMPATIENT, execute
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, make_url
 
 from database import client, rules, upsert

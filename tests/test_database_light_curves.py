@@ -1,12 +1,10 @@
 """Rows of light curves in PostgreSQL: bytes that come back as they were, and ALeRCE's tables as columns."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 from collections.abc import Callable
 
 import pyarrow as pa
 import pytest
-from database_fixtures import IMPATIENT, database, database_url, empty_url, execute, rows_of  # noqa: F401
+from database_fixtures import IMPATIENT, execute
 
 from database.client import Database
 from database.light_curves import alerce_rows, packed_rows

@@ -1,13 +1,11 @@
 """The outcome of writing does not depend on the order of rows or batches, and writing again changes nothing."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import datetime
 import math
 
 import pyarrow as pa
 import pytest
-from database_fixtures import database, database_url, empty_url, execute, rows_of  # noqa: F401
+from database_fixtures import execute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks_command
-from benchmarks import archive, catalog, decode, features, forest, match, night, serve, stream, upsert
+from benchmarks import archive, catalog, decode, features, flink, forest, match, night, scaling, serve, stream, upsert
 from pipelines.cli import main, parser
 from run_folder import open_run
 from simulation import simulate_sample
 
 ROOT = Path(__file__).resolve().parents[1]
+# Each worker takes seconds to begin, and the catalogue of the objects some more.
+QUICK = ("--workers", "1", "--no-hats")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,8 @@ def workplace(tmp_path_factory):
     assert main(["catalog", "build", "allwise", str(sample.catalog.path), "--output", str(catalog)]) == 0
     night = str(folder / "ztf_public_20200330.tar.gz")
     command = ["backfill", night, "--catalog", str(catalog), "--output", str(folder / "run"), "--database", "none"]
-    assert main([*command, "--model", str(ROOT / "classifier" / "demo_model"), "--buckets", "2", "--no-hats"]) == 0
+    command += ["--model", str(ROOT / "classifier" / "demo_model"), "--buckets", "2", *QUICK]
+    assert main(command) == 0
     some = next((folder / "run" / "alerts").glob("*.avro"))
     some.rename(some.with_name("SOME.avro"))
     return folder
@@ -82,19 +85,29 @@ CASES = {
         {"features-alerce", "features-accurate", "features-period"},
     ),
     "night": (night.run, {"alerts": 60, "month_nights": 0}, {"night", "night-crossmatch"}),
+    "scaling": (
+        scaling.run,
+        {"alerts": 40, "units": 3, "workers": (1, 2)},
+        {"scaling-pass1-2", "scaling-pass2-2"},
+    ),
     "stream": (
         stream.run,
         {"crossmatched": 60, "classified": 60, "rate": 10.0, "seconds": 1.0, "peer_alerts": 20},
         {"stream", "stream-crossmatch", "stream-steady", "stream-burst"},
     ),
+    "flink": (flink.run, {"alerts": 60, "rate": 20.0, "seconds": 1.0, "slots": 1}, {"flink-backlog", "flink-steady"}),
 }
+MARKS = {"flink": pytest.mark.flink}
+NEEDED = {"stream": ("kafka_components",), "flink": ("kafka_components", "flink_components")}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
 def test_benchmark_lines_keep_the_contract(name, monkeypatch, capsys, request):
     run, sizes, ours = CASES[name]
-    if name == "stream":
-        request.getfixturevalue("kafka_components")
+    for needed in NEEDED.get(name, ()):
+        request.getfixturevalue(needed)
+    backfill = night.backfill
+    monkeypatch.setattr(night, "backfill", lambda *words: backfill(*words, *QUICK))
     monkeypatch.setitem(benchmarks_command.BENCHMARKS, name, lambda: run(**sizes))
     assert benchmarks_command.main([name, "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,7 +1,5 @@
 """``alertbeam features`` from end to end: files, tables of the database, and what does not change the outcome."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import io
 import json
 import random
@@ -13,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from database_fixtures import database_url, empty_url, execute  # noqa: F401
-from pipeline_fixtures import Sample, alertbeam, make_sample  # noqa: F401
+from database_fixtures import execute
+from pipeline_fixtures import Sample, make_sample
 
 from alerts.dead_letters import read_dead_letters
 from lightcurves.features.compute import feature_names, feature_schema

@@ -1,7 +1,5 @@
 """Alerts and classifications in Kafka equal those in files; what cannot be sent is a dead letter, or ends the run."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.test_pipeline import TestPipeline
 from classify_fixtures import FEATURES, random_rows, small_model, table_of
 from kafka_sink_fixtures import messages_in, mock_broker, topics_of
-from pipeline_fixtures import Sample, alertbeam, alerts_of, letters_of, make_sample  # noqa: F401
+from pipeline_fixtures import Sample, alerts_of, letters_of, make_sample
 
 from alerts.batch import AlertBatch
 from alerts.reader import Limits, read_source

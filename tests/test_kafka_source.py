@@ -30,6 +30,7 @@ from messaging.monitor import Monitor, monitor
 from messaging.settings import ConsumerSettings, Kafka, MonitorSettings
 from transforms.counts import counters
 from transforms.kafka_source import (
+    Finalized,
     KafkaMark,
     KafkaReader,
     KafkaSource,
@@ -179,6 +180,10 @@ def test_an_idle_partition_holds_no_other_back() -> None:
     assert it.at(both | {C}, NONE, NOW) == NOW - 500 - HOUR
 
 
+def test_a_reader_without_partitions_holds_no_other_back() -> None:
+    assert Watermark(HOUR).at(frozenset(), NONE, NOW) == NOW - HOUR
+
+
 def test_while_all_are_idle_time_passes_as_on_the_clock() -> None:
     it, both = Watermark(HOUR), frozenset({A, B})
     assert it.at(both, both, NOW) == -np.inf
@@ -210,6 +215,40 @@ def test_the_watermark_never_goes_back_nor_reaches_the_clock(
 POSITIONS = st.dictionaries(
     st.tuples(st.text("abc._-", min_size=1, max_size=5), st.integers(0, 500)), st.integers(0, 2**62), max_size=20
 )
+
+
+@given(st.lists(st.sampled_from(["end", "end", "barrier", "complete"]), max_size=60), st.randoms())
+def test_what_is_committed_is_covered_by_a_complete_checkpoint(steps: list[str], chance: random.Random) -> None:
+    """Whatever the order of bundles' ends, barriers and completions, which finalize all that has ended."""
+    finalized, committed = Finalized(), 0
+    outstanding: list[KafkaMark] = []
+    # Bundles that had ended at the barrier of the checkpoint that is under way, and of the last complete one.
+    ended = at_barrier = covered = 0
+    for now, step in enumerate(steps, 1):
+        match step:
+            case "end":
+                ended += 1
+                mark = KafkaMark(settings("kafka:9092"), None, {A: ended}, made_at_s=now - chance.random() / 2)
+                outstanding.append(mark)
+            case "barrier" if not at_barrier:
+                at_barrier = ended + 1
+            case "complete" if at_barrier:
+                covered, at_barrier = at_barrier - 1, 0
+                chance.shuffle(outstanding)
+                for place, mark in enumerate(outstanding):
+                    found = [one.positions[A] for one in finalized.take(mark, now + place / 100) if one.positions]
+                    assert found == list(range(committed + 1, committed + 1 + len(found)))
+                    committed += len(found)
+                    assert committed <= covered
+                outstanding.clear()
+
+
+def test_marks_are_committed_one_checkpoint_later() -> None:
+    finalized = Finalized()
+    marks = [KafkaMark(settings("kafka:9092"), None, {A: number}, made_at_s=float(number)) for number in range(5)]
+    assert finalized.take(marks[0], 2.5) == finalized.take(marks[1], 2.51) == finalized.take(marks[2], 2.52) == []
+    assert finalized.take(marks[3], 4.5) == marks[:3]
+    assert finalized.take(marks[4], 4.51) == []
 
 
 @given(st.none() | POSITIONS, st.randoms())
@@ -297,6 +336,48 @@ def test_the_stop_file_ends_the_reading(broker: str, tmp_path: Path) -> None:
     assert not reader.advance()
     assert reader.get_watermark() == MAX_TIMESTAMP
     reader.close()
+
+
+def test_readers_that_take_turns_share_a_connection(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Flink, where copies of a transform go on with a split in turn; one that goes back reads once more."""
+    made: list[PartitionConsumer] = []
+
+    class Counted(PartitionConsumer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            if arguments[0] == source.settings:
+                made.append(self)
+
+    source = KafkaSource(settings(broker, max_messages=2), as_they_are)
+    monkeypatch.setattr("transforms.kafka_source.PartitionConsumer", Counted)
+    send(broker, [bytes([number]) for number in range(12)])
+
+    def read(reader: KafkaReader) -> list[tuple[int, int]]:
+        while not reader.advance():
+            pass
+        return [(message.partition, message.offset) for _, item in reader.get_current() for message in item]
+
+    first = source.create_reader(None, None)
+    assert isinstance(first, KafkaReader)
+    found = [*read(first)]
+    begin = first.get_checkpoint_mark()
+    second = source.create_reader(None, begin)
+    assert isinstance(second, KafkaReader)
+    later = read(second)
+    third = source.create_reader(None, second.get_checkpoint_mark())
+    assert isinstance(third, KafkaReader)
+    found += [*later, *read(third)]
+    assert len(made) == 1
+    # A failure lets the first one go on where it was.
+    again = [*read(first)]
+    assert len(made) == 2
+    assert again[0] in later
+    second.close()
+    while len(found) < 12:
+        found += read(third)
+    assert len(set(found)) == len(found) == 12
+    first.close()
+    third.close()
 
 
 def test_the_reader_tells_the_watermark_and_the_time_of_its_alerts(broker: str) -> None:

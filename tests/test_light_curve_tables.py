@@ -1,11 +1,9 @@
 """Light curves and features in the database: ALeRCE's names, and rules that do not depend on the order of writing."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import numpy as np
 import pyarrow as pa
 import pytest
-from database_fixtures import database, database_url, empty_url, execute, rows_of  # noqa: F401
+from database_fixtures import execute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightcurves_fixtures import random_packets, tables

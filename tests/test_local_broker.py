@@ -15,8 +15,9 @@ import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource
 from kafka_fixtures import consume_all, produce
 
-from messaging import jars, local_broker
+from messaging import child_process, jars
 from messaging.admin import AdminError, cluster_at, create_topic
+from messaging.child_process import free_port
 from messaging.jars import JarsError, jars_folder, jars_of, missing_programs
 from messaging.local_broker import LocalBroker, LocalBrokerError, cluster_name, start_broker
 from pipelines.cli import main
@@ -236,9 +237,9 @@ def test_wrong_usage(option: list[str], tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_ports_are_below_those_of_outgoing_connections() -> None:
-    assert local_broker._PORTS[0] <= local_broker._free_port() < local_broker._PORTS[1]
+    assert child_process._PORTS[0] <= free_port() < child_process._PORTS[1]
     limits = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    assert not limits.exists() or local_broker._PORTS[1] <= int(limits.read_text().split()[0])
+    assert not limits.exists() or child_process._PORTS[1] <= int(limits.read_text().split()[0])
 
 
 def test_names_of_clusters_are_no_options() -> None:

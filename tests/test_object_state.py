@@ -1,8 +1,7 @@
 """Light curves of a stream against those of all alerts at once; restarts, repetitions and what the origins know."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from database_fixtures import database, database_url, empty_url, rows_of  # noqa: F401
+from apache_beam.utils.timestamp import Timestamp
 from stream_fixtures import in_bundles, in_one_bundle
 
 from alerts.batch import AlertBatch
@@ -22,7 +21,7 @@ from alerts.sources import find_sources
 from database.client import Database
 from database.light_curves import packed_rows
 from lightcurves.batch import LightCurveBatch
-from lightcurves.packed import lasting_rows, pack_by_alert, pack_by_object, unpack
+from lightcurves.packed import KEY_BYTES, lasting_rows, pack_by_alert, pack_by_object, unpack
 from lightcurves.store import LightCurveStore, StoreRows
 from simulation import simulate_sample
 from transforms import object_state
@@ -337,6 +336,41 @@ class TestMerging:
 
 def never() -> bytes:
     raise AssertionError("the origins were asked")
+
+
+class Cell:
+    """State of one object."""
+
+    def __init__(self) -> None:
+        self.value: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self.value
+
+    def write(self, value: bytes) -> None:
+        self.value = value
+
+
+@dataclass(frozen=True)
+class Told(Origins):
+    """Origins that know one thing of every object."""
+
+    rows: bytes = b""
+
+    def rows_of(self, oids: Sequence[str]) -> dict[str, bytes]:
+        return dict.fromkeys(oids, self.rows)
+
+
+def test_what_was_asked_before_an_object_was_forgotten_is_not_believed() -> None:
+    """On Flink the next alert may ask the origins while the one before is still on its way to the state."""
+    first, second, cell = (b"1" * KEY_BYTES, b"first"), (b"2" * KEY_BYTES, b"second"), Cell()
+    keep = object_state._Keep(Told(rows=first[1]), shuffled=True)
+    forget = b"\x02" + (1_000_000).to_bytes(8, "little")
+    found = []
+    for data in (News([first], b"").to_bytes(), forget, News([second], b"").to_bytes()):
+        keep.start_bundle()
+        found += keep.process(("a", data), Timestamp(1), cell)
+    assert found == [("a", b"first"), ("a", b"firstsecond")]
 
 
 @pytest.mark.parametrize("options", [{"expiry_days": 0}, {"objects_per_batch": 0}, {"objects_kept": 0}])

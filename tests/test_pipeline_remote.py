@@ -1,7 +1,5 @@
 """Nights crossmatched by services that fail, and what they set aside, run again."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import argparse
 import json
 import random
@@ -12,17 +10,8 @@ from typing import Any
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from database_fixtures import database_url, empty_url, execute  # noqa: F401
-from pipeline_fixtures import (  # noqa: F401
-    Sample,
-    alertbeam,
-    alerts_of,
-    letters_of,
-    packets_of,
-    sample,
-    write_packet,
-    write_positions,
-)
+from database_fixtures import execute
+from pipeline_fixtures import Sample, alerts_of, letters_of, packets_of, write_packet, write_positions
 from remote_fixtures import FakeCds, FakeCrossWave, FakeServer, Sky, serving
 
 from alerts.dead_letters import write_dead_letters

@@ -1,7 +1,5 @@
 """The crossmatch pipeline from end to end, on the generated sample and on the reference data."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import csv
 import json
 import shutil
@@ -14,18 +12,8 @@ import numpy as np
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from database_fixtures import IMPATIENT, database_url, empty_url, execute  # noqa: F401
-from pipeline_fixtures import (  # noqa: F401
-    Sample,
-    alertbeam,
-    alerts_of,
-    digests,
-    letters_of,
-    packets_of,
-    sample,
-    write_packet,
-    write_positions,
-)
+from database_fixtures import execute
+from pipeline_fixtures import Sample, alerts_of, digests, letters_of, packets_of, write_packet, write_positions
 
 from xmatch.catalog import build_catalog
 from xmatch.reference import angular_separation_arcsec

@@ -12,7 +12,7 @@ import confluent_kafka
 import fastavro
 import pytest
 from kafka_fixtures import consume_all
-from pipeline_fixtures import alertbeam, packets_of, write_packet  # noqa: F401
+from pipeline_fixtures import packets_of, write_packet
 
 from alerts.sources import find_sources
 from messaging import play as playing
@@ -154,7 +154,7 @@ class TestCommand:
     def test_a_night_twice(
         self,
         night: Path,
-        alertbeam: Run,  # noqa: F811
+        alertbeam: Run,
         kafka_broker: LocalBroker,
         topic: Callable[..., str],
     ) -> None:
@@ -184,14 +184,14 @@ class TestCommand:
         ],
         ids=" ".join,
     )
-    def test_wrong_usage(self, night: Path, alertbeam: Run, changes: list[str], sentence: str) -> None:  # noqa: F811
+    def test_wrong_usage(self, night: Path, alertbeam: Run, changes: list[str], sentence: str) -> None:
         inputs = [text for text in changes[:1] if not text.startswith("-")]
         rest = changes[len(inputs) :]
         answer = alertbeam("play", night, *inputs, "--server", "127.0.0.1:1", "--topic", "t", *rest)
         assert (answer["status"], answer["out"]) == (2, "")
         assert sentence in answer["err"]
 
-    def test_no_broker(self, night: Path, alertbeam: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def test_no_broker(self, night: Path, alertbeam: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         from messaging.admin import cluster_at
 
         monkeypatch.setattr("pipelines.play_command.cluster_at", lambda kafka: cluster_at(kafka, 0.3))

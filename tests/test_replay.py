@@ -117,11 +117,11 @@ def test_a_database_that_refused(nights: Nights, undisturbed: Path, tmp_path: Pa
 def test_a_packet_that_was_mended(nights: Nights, undisturbed: Path, tmp_path: Path) -> None:
     """A letter whose packet is replaced by a good one joins the light curves."""
     run = tmp_path / "run"
-    backfilled(run, *nights.archives[:1], *nights.options, "--database", "none", "--no-hats")
+    backfilled(run, *nights.archives[:1], *nights.options, "--database", "none")
     path = next((run / "dead_letters").glob("*.avro"))
     letters = list(read_dead_letters(path))
     donor = tmp_path / "donor"
-    backfilled(donor, nights.archives[1], *nights.options, "--database", "none", "--no-hats", "--only", "pass1")
+    backfilled(donor, nights.archives[1], *nights.options, "--database", "none", "--only", "pass1")
     packet = alerts_of(donor)[0]
     schema, record = next(item for item in packets_of(nights.archives[1]) if item[1]["candid"] == packet["candid"])
     buffer = io.BytesIO()

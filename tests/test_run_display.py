@@ -1,7 +1,5 @@
 """Progress of a run with many workers in all its ways, the closing summary, and ``alertbeam status``."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 from __future__ import annotations
 
 import fcntl
@@ -27,7 +25,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline_fixtures import alertbeam  # noqa: F401
 
 from pipelines import run_display
 from pipelines.run_display import (

@@ -1,7 +1,5 @@
 """``alertbeam show``: what is found, and what is drawn of it."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import shutil
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipeline_fixtures import Sample, alertbeam, make_sample  # noqa: F401
+from pipeline_fixtures import Sample, make_sample
 from run_fixtures import VERSION, make_run
 
 from lightcurves import plot

@@ -1,30 +1,17 @@
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
 """The stream and the backfill are one: the same packets give the same rows, in any order, batch size and partition."""
 
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from backfill_fixtures import DEMO_MODEL, Nights, backfilled, make_nights
-from database_fixtures import database_url, execute  # noqa: F401
+from database_fixtures import new_database
 from live_stream_fixtures import Rows, packets_of, rows_in, send, streamed
-from sqlalchemy import make_url
 
 from messaging.admin import create_topic
 from messaging.local_broker import LocalBroker
 
 # Tables name the step that wrote them.
 ONE_STEP = {"STEP_ID": "same", "STEP_NAME": "same"}
-
-
-@contextmanager
-def _new_database(server: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
-    execute(server, f"CREATE DATABASE {name}")
-    yield make_url(server).set(database=name).render_as_string(hide_password=False)
-    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +26,7 @@ def wanted(nights: Nights, database_url: str, tmp_path_factory: pytest.TempPathF
 
 
 def _backfilled_rows(folder: Path, server: str, *arguments: object) -> Rows:
-    with _new_database(server) as url:
+    with new_database(server) as url:
         backfilled(folder / "run", *arguments, "--database", url, variables=ONE_STEP)
         return rows_in(url)
 
@@ -69,7 +56,7 @@ def test_stream_writes_the_rows_of_the_backfill(
     # Some come twice.
     send(kafka_broker.address, topic, [*packets, *packets[:50]], seed=partitions)
     variables = {**ONE_STEP, "CONSUME_MESSAGES": str(messages)}
-    with _new_database(database_url) as url:
+    with new_database(database_url) as url:
         summary = streamed(tmp_path, kafka_broker.address, topic, *_options(nights, url), variables=variables)
         assert summary["committed"] == summary["received"] == len(packets) + 50
         # Three broken members of each archive.
@@ -81,7 +68,7 @@ def test_a_stream_goes_on_where_a_backfill_ended(
     nights: Nights, wanted: Rows, kafka_broker: LocalBroker, database_url: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    with _new_database(database_url) as url:
+    with new_database(database_url) as url:
         backfilled(run, nights.archives[0], *nights.options, "--database", url, variables=ONE_STEP)
         # Each night a stream of its own: the second one finds all objects in the database.
         for number, (archive, more) in enumerate(zip(nights.archives[1:], ([], ["--copy-light-curves"]), strict=True)):
@@ -101,7 +88,7 @@ def test_whole_histories_of_real_objects(
     packets = packets_of(objects)
     create_topic(kafka_broker.address, "objects", 3)
     send(kafka_broker.address, "objects", packets, seed=5)
-    with _new_database(database_url) as url:
+    with new_database(database_url) as url:
         options += ["--step", "all", "--database", url]
         variables = {**ONE_STEP, "CONSUME_MESSAGES": "20"}
         streamed(tmp_path / "stream", kafka_broker.address, "objects", *options, variables=variables)

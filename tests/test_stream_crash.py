@@ -1,7 +1,5 @@
 """Streams that are killed, lose their broker or database, or are told to end: nothing is lost, and no row is wrong."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 from __future__ import annotations
 
 import io
@@ -22,10 +20,9 @@ import psutil
 import pytest
 from backfill_fixtures import DEMO_MODEL, Nights, make_nights
 from confluent_kafka import Message
-from database_fixtures import database_url, empty_url, execute  # noqa: F401
+from database_fixtures import execute, new_database
 from kafka_fixtures import messages_in, produce
 from live_stream_fixtures import Rows, packets_of, rows_in, streamed
-from pipeline_fixtures import alertbeam, impatient  # noqa: F401
 from remote_fixtures import FakeCds, Sky, serving
 from stream_process_fixtures import GROUP, Stream, committed_offsets, logs_as_before, offsets_of  # noqa: F401
 
@@ -72,9 +69,10 @@ def undisturbed(
 ) -> Undisturbed:
     create_topic(kafka_broker.address, "undisturbed", PARTITIONS)
     fill(kafka_broker.address, "undisturbed", packets, seed=1)
-    options = [*all_steps(nights, database_url), "--alerts-topic", "undisturbed-alerts"]
-    streamed(tmp_path_factory.mktemp("stream"), kafka_broker.address, "undisturbed", *options, variables=ONE_STEP)
-    return Undisturbed(rows_in(database_url), dict(alerts_in(kafka_broker.address, "undisturbed-alerts")))
+    with new_database(database_url) as url:
+        options = [*all_steps(nights, url), "--alerts-topic", "undisturbed-alerts"]
+        streamed(tmp_path_factory.mktemp("stream"), kafka_broker.address, "undisturbed", *options, variables=ONE_STEP)
+        return Undisturbed(rows_in(url), dict(alerts_in(kafka_broker.address, "undisturbed-alerts")))
 
 
 def all_steps(nights: Nights, url: str) -> list[object]:

@@ -19,8 +19,13 @@ from classifier.inputs import FeatureRows
 from lightcurves.assembly import assemble
 from lightcurves.features.compute import compute_features
 from lightcurves.features.curves import Mode
+from messaging.monitor import Monitor
+from messaging.settings import COMMITTED, EARLIEST, ConsumerSettings, Kafka, MonitorSettings
 from pipelines.running import with_bounded_metrics
-from pipelines.stream_stop import stopped_by_signals
+from pipelines.stream import StreamJob
+from pipelines.stream_command import run_until_told
+from pipelines.stream_settings import ALL, XMATCH
+from pipelines.stream_stop import Stop, stopped_by_signals
 from simulation.light_curves import simulate_light_curves
 from transforms.classify import with_detections
 from transforms.counts import count, counters
@@ -87,6 +92,37 @@ def test_a_pipeline_is_taken_up_anew_unless_it_was_asked_to_end(tmp_path: Path) 
             time.sleep(0.1)
         assert not stop.renewed()
         assert file.exists()
+
+
+class Place:
+    """Where streams run that end when they are told to, the third one for good."""
+
+    renew_hours = 0.05 / 3600
+
+    def __init__(self, file: Path, stop: Stop) -> None:
+        self.starts: list[str] = []
+        self._file, self._stop = file, stop
+
+    def run(self, job: StreamJob, watching: Monitor) -> None:
+        self.starts.append(job.consumer.start)
+        if len(self.starts) == 3:
+            self._stop.ask()
+        give_up_at = time.monotonic() + 0.5
+        while not self._file.exists() and time.monotonic() < give_up_at:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("step", "starts"), [(XMATCH, [EARLIEST, COMMITTED, COMMITTED]), (ALL, [EARLIEST])], ids=["xmatch", "all"]
+)
+def test_what_is_taken_up_anew_goes_on_from_what_is_committed(step: str, starts: list[str], tmp_path: Path) -> None:
+    """Not from its start once more; and not at all where the state, without a database, is all there is."""
+    consumer = ConsumerSettings(Kafka("localhost:9092"), ("t",), "group", EARLIEST)
+    job = StreamJob(step, consumer, decode=list, output=tmp_path)
+    with stopped_by_signals(tmp_path / ".stop") as stop:
+        place = Place(tmp_path / ".stop", stop)
+        run_until_told(place, job, Monitor(MonitorSettings()), stop, None)
+    assert place.starts == starts
 
 
 def test_the_first_signal_stops_gently_and_the_second_at_once(tmp_path: Path) -> None:

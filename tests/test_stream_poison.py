@@ -1,7 +1,5 @@
 """Messages that cannot be processed end as dead letters with their reasons; their neighbours are processed."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 from __future__ import annotations
 
 import copy
@@ -16,10 +14,10 @@ from typing import Any
 import fastavro
 import pytest
 from backfill_fixtures import DEMO_MODEL
-from database_fixtures import database_url, empty_url, execute  # noqa: F401
+from database_fixtures import execute
 from kafka_fixtures import messages_in, produce
 from live_stream_fixtures import packets_of
-from pipeline_fixtures import Sample, alertbeam, letters_of, sample  # noqa: F401
+from pipeline_fixtures import Sample, letters_of
 from stream_process_fixtures import logs_as_before, offsets_of  # noqa: F401
 
 from alerts.dead_letters import DeadLetter

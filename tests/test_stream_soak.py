@@ -1,7 +1,5 @@
 """Half an hour of a stream: its memory does not grow."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import signal
 import statistics
 import threading
@@ -13,7 +11,6 @@ from pathlib import Path
 import pytest
 from backfill_fixtures import DEMO_MODEL
 from confluent_kafka import Producer
-from database_fixtures import database_url, empty_url  # noqa: F401
 from kafka_fixtures import client_options
 from live_stream_fixtures import packets_of
 from stream_process_fixtures import Stream, offsets_of

@@ -1,7 +1,5 @@
 """In place of ALeRCE's containers: streams that are told everything by variables, beside the commands for files."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 from __future__ import annotations
 
 import io
@@ -14,10 +12,10 @@ import fastavro
 import numpy as np
 import pytest
 from classify_fixtures import container, message_schema, random_rows, records_of, written_model
-from database_fixtures import database_url, empty_url, new_database  # noqa: F401
+from database_fixtures import new_database
 from kafka_fixtures import consume_all, produce
 from live_stream_fixtures import rows_in
-from pipeline_fixtures import Sample, alertbeam, alerts_of, make_sample, packets_of  # noqa: F401
+from pipeline_fixtures import Sample, alerts_of, make_sample, packets_of
 from remote_fixtures import FakeCds, FakeCrossWave, FakeServer, Sky, serving
 from sqlalchemy import make_url
 from stream_process_fixtures import logs_as_before, offsets_of  # noqa: F401

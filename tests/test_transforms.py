@@ -1,7 +1,5 @@
 """Each transform on FnApiRunner, and the graph that they make."""
 
-# ruff: noqa: F811 -- pytest fixtures are imported and then named as parameters
-
 import dataclasses
 import tarfile
 from collections.abc import Callable
@@ -16,7 +14,6 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
-from database_fixtures import database, database_url, empty_url, rows_of  # noqa: F401
 from pipeline_fixtures import Sample, letters_of, make_sample, packets_of, write_packet
 
 from alerts.batch import AlertBatch

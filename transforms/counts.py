@@ -11,6 +11,8 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
 NAMESPACE: Final = "alertbeam"
+# Of counters of which there are several; what follows says of what.
+PREFIXES: Final = ("dead_letters:", "catalog:", "rows:", "sent:", "class:", "model:")
 
 _LIVE: Final[dict[str, int]] = {}
 _LIVE_LOCK: Final = threading.Lock()

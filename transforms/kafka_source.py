@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ RECORDS_PER_BUNDLE: Final = 100
 ALLOWED_LAG_S: Final = 3600.0
 # A partition without a message for so long, at its end, holds no other back.
 IDLE_S: Final = 30.0
+# Counter of the messages taken.
+MESSAGES: Final = "messages"
 _LAG_TOLD_EVERY_S: Final = 5.0
 _JD_OF_1970: Final = 2_440_587.5
 _DAY_S: Final = 86_400.0
@@ -73,6 +76,8 @@ class ReadFromKafka(beam.PTransform):
         at the latest when messages were taken so many times.
     allowed_lag_s : float
         By how much the watermark stays behind the newest alert.
+    checkpointed : bool
+        The runner finalizes bundles when a checkpoint is complete, as Flink does; see :class:`Finalized`.
     """
 
     settings: ConsumerSettings
@@ -84,11 +89,18 @@ class ReadFromKafka(beam.PTransform):
     bundle_s: float = BUNDLE_S
     bundle_records: int = RECORDS_PER_BUNDLE
     allowed_lag_s: float = ALLOWED_LAG_S
+    checkpointed: bool = False
 
     def expand(self, root: beam.Pipeline) -> Any:
         """Apply to a pipeline."""
         source = KafkaSource(
-            self.settings, self.decode, self.monitor, self.splits, self.part, allowed_lag_s=self.allowed_lag_s
+            self.settings,
+            self.decode,
+            self.monitor,
+            self.splits,
+            self.part,
+            self.allowed_lag_s,
+            self.checkpointed,
         )
         read = (
             root
@@ -126,7 +138,7 @@ class KafkaSource(UnboundedSource):
 
     Parameters
     ----------
-    settings, decode, monitor, splits, allowed_lag_s
+    settings, decode, monitor, splits, allowed_lag_s, checkpointed
         See :class:`ReadFromKafka`.
     index : int
         Which of the splits; -1 before it is split.
@@ -138,6 +150,7 @@ class KafkaSource(UnboundedSource):
     splits: int = 1
     index: int = -1
     allowed_lag_s: float = ALLOWED_LAG_S
+    checkpointed: bool = False
 
     def split(self, desired_num_splits: int, options: Any = None) -> list[UnboundedSource]:
         """Give the parts; how many is a setting."""
@@ -188,20 +201,57 @@ class KafkaMark(CheckpointMark):
         Next offset by topic and partition; None before the brokers told where the partitions begin.
     progress : Progress
         Since the mark before; it does not outlive the process.
+    finalized : Finalized, optional
+        Marks of this split that are not committed yet; without it marks are committed as soon as the runner says that
+        they may be.
+    made_at_s : float
+        On the clock of this process.
     """
 
     settings: ConsumerSettings
     monitor: MonitorSettings | None
     positions: Mapping[Partition, int] | None
     progress: Progress = field(default_factory=Progress)
+    finalized: Finalized | None = None
+    made_at_s: float = field(default_factory=time.monotonic)
 
     def finalize_checkpoint(self) -> None:
-        """Commit the offsets, and tell the monitor of the messages."""
-        commit_offsets(self.settings, self.positions or {})
+        """Commit the offsets, and tell the monitor of the messages, of this mark or of those that wait for it."""
+        marks = [self] if self.finalized is None else self.finalized.take(self, time.monotonic())
+        # In order: a partition's next offset may also go back, where a topic was made anew.
+        positions = {place: offset for mark in marks for place, offset in (mark.positions or {}).items()}
+        commit_offsets(self.settings, positions)
+        for mark in marks:
+            mark._tell()
+
+    def _tell(self) -> None:
         done = self.progress
         if self.monitor is not None and done.messages:
             stamps = np.array(done.timestamps_ms, dtype=np.int64)
             monitor(self.monitor).committed(Committed(done.messages, stamps, done.received_at, done.keys))
+
+
+class Finalized:
+    """Marks of a split that the runner declared final, until a later checkpoint shows that they are.
+
+    When a checkpoint of Flink is complete, Beam's runner for it finalizes all bundles that have ended by then: also
+    those that ended behind the checkpoint's barrier, of which the stages behind a shuffle may not have written
+    everything. The next barrier is behind them. So a mark is committed when one is finalized that was made after the
+    mark itself had been finalized, which is then done for a later checkpoint.
+    """
+
+    def __init__(self) -> None:
+        # With the times at which they were finalized.
+        self._waiting: list[tuple[float, KafkaMark]] = []
+        self._lock = threading.Lock()
+
+    def take(self, mark: KafkaMark, now_s: float) -> list[KafkaMark]:
+        """Keep a mark that is finalized now; give those that a complete checkpoint covers, the oldest first."""
+        with self._lock:
+            covered = [waiting for at_s, waiting in self._waiting if at_s < mark.made_at_s]
+            self._waiting = [(at_s, waiting) for at_s, waiting in self._waiting if at_s >= mark.made_at_s]
+            self._waiting.append((now_s, mark))
+        return sorted(covered, key=lambda covered: covered.made_at_s)
 
 
 class MarkCoder(Coder):
@@ -254,11 +304,10 @@ class KafkaReader(UnboundedReader):
 
     def __init__(self, source: KafkaSource, mark: KafkaMark | None) -> None:
         self._source = source
-        self._given = None if mark is None else mark.positions
-        self._consumer = PartitionConsumer(source.settings, max(source.index, 0), source.splits, self._given)
+        self._positions = None if mark is None else mark.positions
+        self._reading = _reading_at(source, self._positions, None)
         self._monitor: Monitor | None = monitor(source.monitor) if source.monitor is not None else None
         self._key_names = _key_names(source.monitor)
-        self._watermark = Watermark(source.allowed_lag_s)
         self._progress = Progress()
         self._record: tuple[UnitItem, ...] = ()
         self._event_time = MIN_TIMESTAMP
@@ -271,11 +320,14 @@ class KafkaReader(UnboundedReader):
 
     def advance(self) -> bool:
         """Take the next messages; say whether there are any, after a short while."""
+        self._reading = _reading_at(self._source, self._positions, self._reading)
         self._look_for_end()
         if self._ended:
             self._tell_lag(now=True)
             return False
         messages = self._consumer.poll()
+        if self._consumer.is_started():
+            self._positions = self._consumer.positions()
         self._tell_lag()
         if messages:
             self._take(messages)
@@ -297,18 +349,24 @@ class KafkaReader(UnboundedReader):
         """Time before which no more alerts are awaited; the end of time behind the last."""
         if self._ended:
             return MAX_TIMESTAMP
-        watermark_s = self._watermark.at(self._consumer.partitions(), self._consumer.idle(IDLE_S), time.time())
+        if not self._consumer.is_started():
+            return MIN_TIMESTAMP
+        watermark_s = self._reading.watermark.at(self._consumer.partitions(), self._consumer.idle(IDLE_S), time.time())
         return _timestamp(watermark_s)
 
     def get_checkpoint_mark(self) -> KafkaMark:
         """Mark behind all that was handed out."""
         progress, self._progress = self._progress, Progress()
-        positions = self._consumer.positions() if self._consumer.is_started() else self._given
-        return KafkaMark(self._source.settings, self._source.monitor, positions, progress)
+        finalized = self._reading.finalized if self._source.checkpointed else None
+        return KafkaMark(self._source.settings, self._source.monitor, self._positions, progress, finalized)
 
     def close(self) -> None:
-        """Close the connections."""
-        self._consumer.close()
+        """Close the connections, unless another reader goes on with them."""
+        self._reading.leave()
+
+    @property
+    def _consumer(self) -> PartitionConsumer:
+        return self._reading.consumer
 
     def _look_for_end(self) -> None:
         settings = self._source.settings
@@ -317,6 +375,7 @@ class KafkaReader(UnboundedReader):
 
     def _take(self, messages: list[Message]) -> None:
         now_s = time.time()
+        count(MESSAGES, len(messages))
         if self._monitor is not None:
             self._monitor.received(len(messages))
         if not self._progress.messages:
@@ -330,7 +389,7 @@ class KafkaReader(UnboundedReader):
             items = list(self._source.decode(some, source))
             record.extend((source.name, item) for item in items)
             event_s = event_time_s(items, some, now_s)
-            self._watermark.saw(partition, event_s, now_s)
+            self._reading.watermark.saw(partition, event_s, now_s)
             newest_s = max(newest_s, event_s)
             for name in self._key_names:
                 self._progress.keys.setdefault(name, []).extend(_keys(items, name))
@@ -340,6 +399,68 @@ class KafkaReader(UnboundedReader):
         if self._monitor is not None and (now or time.monotonic() >= self._tell_lag_at):
             self._monitor.lag(self._consumer.lag())
             self._tell_lag_at = time.monotonic() + _LAG_TOLD_EVERY_S
+
+
+class Reading:
+    """Connections, watermark and marks of a split, for its readers in this process, of which one reads at a time.
+
+    A worker of Beam has several copies of a transform. On Flink now one and now another of them goes on with a split,
+    each with a reader of its own, and none of them should fetch again what was fetched already.
+
+    Parameters
+    ----------
+    source : KafkaSource
+    positions : mapping, optional
+        See :class:`~messaging.consumer.PartitionConsumer`.
+    """
+
+    def __init__(self, source: KafkaSource, positions: Mapping[Partition, int] | None) -> None:
+        self.consumer = PartitionConsumer(source.settings, max(source.index, 0), source.splits, positions)
+        self.watermark = Watermark(source.allowed_lag_s)
+        # Not for those who read once more from an earlier mark: what was final before is not, until it was done again.
+        self.finalized = Finalized()
+        self._key, self._given = _key_of(source), positions
+        self._readers = 0
+
+    def is_at(self, positions: Mapping[Partition, int] | None) -> bool:
+        """Say whether what comes next is what a reader awaits that is at these positions."""
+        return positions == (self.consumer.positions() if self.consumer.is_started() else self._given)
+
+    def join(self) -> None:
+        """Take up another reader."""
+        self._readers += 1
+
+    def leave(self) -> None:
+        """Let a reader go; the last one closes the connections."""
+        with _READINGS_LOCK:
+            self._readers -= 1
+            if self._readers:
+                return
+            if _READINGS.get(self._key) is self:
+                del _READINGS[self._key]
+        self.consumer.close()
+
+
+_READINGS: dict[tuple[ConsumerSettings, int, int], Reading] = {}
+_READINGS_LOCK = threading.Lock()
+
+
+def _key_of(source: KafkaSource) -> tuple[ConsumerSettings, int, int]:
+    return source.settings, source.index, source.splits
+
+
+def _reading_at(source: KafkaSource, positions: Mapping[Partition, int] | None, own: Reading | None) -> Reading:
+    """Give what a reader goes on with: its own, that of another reader if it is at the same positions, or a new one."""
+    if own is not None and own.is_at(positions):
+        return own
+    with _READINGS_LOCK:
+        found = _READINGS.get(_key_of(source))
+        if found is None or not found.is_at(positions):
+            found = _READINGS[_key_of(source)] = Reading(source, positions)
+        found.join()
+    if own is not None:
+        own.leave()
+    return found
 
 
 class Watermark:
@@ -378,7 +499,10 @@ class Watermark:
             The clock.
         """
         busy = partitions - idle
-        if busy:
+        if not partitions:
+            # Other readers have them all, and are not to wait for this one.
+            found = now_s
+        elif busy:
             found = min(self._newest.get(partition, (-np.inf, 0.0))[0] for partition in busy)
         else:
             seen = [self._newest[partition] for partition in partitions if partition in self._newest]

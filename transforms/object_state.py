@@ -9,10 +9,13 @@ they were spread over batches (:mod:`lightcurves.packed`).
 from __future__ import annotations
 
 import struct
+import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import apache_beam as beam
 import pyarrow as pa
@@ -54,6 +57,8 @@ _SIZE: Final = struct.Struct("<I")
 _STATE: Final = struct.Struct("<qIH")
 _TIME: Final = struct.Struct("<q")
 _FORGET: Final = b"\x02"
+# State of an object that was forgotten.
+_FORGOTTEN: Final = b"\x00"
 
 
 class News(NamedTuple):
@@ -184,6 +189,9 @@ class LightCurvesByObject(beam.PTransform):
     objects_kept : int
         If there are more, those are forgotten of which nothing came for the longest time. An object takes some
         kilobytes.
+    shuffled : bool
+        The runner lets the batches of alerts go ahead of the states, as Flink does. What the origins said of an object
+        then may lack what is still on its way to its state, and is not believed of those that were forgotten.
     """
 
     def __init__(
@@ -193,23 +201,70 @@ class LightCurvesByObject(beam.PTransform):
         expiry_days: float = EXPIRY_DAYS,
         objects_per_batch: int = OBJECTS_PER_BATCH,
         objects_kept: int = OBJECTS_KEPT,
+        shuffled: bool = False,
     ) -> None:
         super().__init__()
         if not expiry_days > 0:
             raise ValueError(f"objects must be kept for some time, not for {expiry_days} days")
         if objects_per_batch < 1 or objects_kept < 1:
             raise ValueError(f"there must be at least one object, not {min(objects_per_batch, objects_kept)}")
-        self._origins = origins
+        self._keep = _Keep(origins, shuffled)
         self._by_object = _ByObject(origins, round(expiry_days * _DAY_US), objects_kept)
         self._objects_per_batch = objects_per_batch
 
     def expand(self, alerts: beam.PCollection) -> Any:
         """Apply to a PCollection of MatchedAlerts, or of AlertBatch."""
         keyed = beam.ParDo(self._by_object).with_output_types(tuple[str, bytes])
-        changed = beam.ParDo(_Keep(self._origins)).with_output_types(tuple[str, bytes])
+        changed = beam.ParDo(self._keep).with_output_types(tuple[str, bytes])
         batches = beam.ParDo(_Assemble(self._objects_per_batch)).with_outputs(KEPT, main=LIGHT_CURVES)
         found = alerts | "By object" >> keyed | "Keep rows" >> changed | "Assemble" >> batches
         return {LIGHT_CURVES: found[LIGHT_CURVES], KEPT: found[KEPT]}
+
+
+class _Met:
+    """Objects that this process has met, and when: those that wait the longest come first."""
+
+    def __init__(self) -> None:
+        self._last_us: OrderedDict[str, int] = OrderedDict()
+        self._newest_us = MIN_TIMESTAMP.micros
+        self._lock = threading.Lock()
+
+    def meet(self, oids: Iterable[str], time_us: int) -> list[str]:
+        """Note that there are alerts of some objects; give those that were not known."""
+        with self._lock:
+            self._newest_us = max(self._newest_us, time_us)
+            unknown = []
+            for oid in oids:
+                if oid not in self._last_us:
+                    unknown.append(oid)
+                self._last_us[oid] = max(time_us, self._last_us.get(oid, time_us))
+                self._last_us.move_to_end(oid)
+            return unknown
+
+    def forget(self, expiry_us: int, most: int) -> list[tuple[str, int]]:
+        """Forget objects that nothing came of for long, or that are too many; give them with their last times."""
+        forgotten = []
+        with self._lock:
+            while self._last_us:
+                oid, last_us = next(iter(self._last_us.items()))
+                if last_us >= self._newest_us - expiry_us and len(self._last_us) <= most:
+                    break
+                del self._last_us[oid]
+                forgotten.append((oid, last_us))
+        return forgotten
+
+
+# Of each pipeline. A process of Flink's workers has several copies of a transform, that go on in turns.
+_MET: Final[WeakValueDictionary[str, _Met]] = WeakValueDictionary()
+_MET_LOCK: Final = threading.Lock()
+
+
+def _met_of(pipeline: str) -> _Met:
+    with _MET_LOCK:
+        found = _MET.get(pipeline)
+        if found is None:
+            found = _MET[pipeline] = _Met()
+        return found
 
 
 class _ByObject(beam.DoFn):
@@ -221,11 +276,10 @@ class _ByObject(beam.DoFn):
 
     def __init__(self, origins: Origins, expiry_us: int, objects_kept: int) -> None:
         self._origins, self._expiry_us, self._objects_kept = origins, expiry_us, objects_kept
+        self._pipeline = uuid.uuid4().hex
 
     def setup(self) -> None:
-        # When each was met last; those that wait the longest come first.
-        self._met: OrderedDict[str, int] = OrderedDict()
-        self._newest_us = MIN_TIMESTAMP.micros
+        self._met = _met_of(self._pipeline)
 
     def start_bundle(self) -> None:
         self._begins = True
@@ -239,23 +293,15 @@ class _ByObject(beam.DoFn):
         chunks: dict[str, list[Chunk]] = {}
         for chunk in pack_by_alert(_rows(alerts)):
             chunks.setdefault(chunk.oid, []).append(chunk)
-        unknown = [oid for oid in chunks if oid not in self._met]
+        unknown = self._met.meet(chunks, timestamp.micros)
         known = self._origins.rows_of(unknown)
         history = {oid: known.get(oid, b"") for oid in unknown}
         for oid, of_object in chunks.items():
-            self._met[oid] = max(timestamp.micros, self._met.get(oid, timestamp.micros))
-            self._met.move_to_end(oid)
             yield oid, News([(chunk.key, chunk.blob) for chunk in of_object], history.get(oid)).to_bytes()
-        self._newest_us = max(self._newest_us, timestamp.micros)
 
     def _forgotten(self) -> Iterator[tuple[str, bytes]]:
-        """Objects of earlier bundles, whose rows are written, that nothing came of for long, or that are too many."""
-        limit = self._newest_us - self._expiry_us
-        while self._met:
-            oid, last_us = next(iter(self._met.items()))
-            if last_us >= limit and len(self._met) <= self._objects_kept:
-                return
-            del self._met[oid]
+        """Objects of earlier bundles, whose rows are written."""
+        for oid, last_us in self._met.forget(self._expiry_us, self._objects_kept):
             if self._origins.database is not None:
                 yield oid, _FORGET + _TIME.pack(last_us)
 
@@ -270,12 +316,12 @@ def _rows(alerts: MatchedAlerts | AlertBatch) -> StoreRows:
 
 
 class _Keep(beam.DoFn):
-    """The state of each object."""
+    """The state of each object; gives the rows of those that changed. Part of :class:`LightCurvesByObject`."""
 
     STATE = ReadModifyWriteStateSpec("rows", BytesCoder())
 
-    def __init__(self, origins: Origins) -> None:
-        self._origins = origins
+    def __init__(self, origins: Origins, shuffled: bool) -> None:
+        self._origins, self._shuffled = origins, shuffled
 
     def start_bundle(self) -> None:
         self._changed: set[str] = set()
@@ -288,15 +334,20 @@ class _Keep(beam.DoFn):
     ) -> Iterator[tuple[str, bytes]]:
         oid, data = element
         before: bytes | None = kept.read()
-        state = ObjectState.from_bytes(before) if before else None
+        forgotten = before == _FORGOTTEN
+        state = ObjectState.from_bytes(before) if before and not forgotten else None
         if data[:1] == _FORGET:
             # What changed in this bundle is not written yet, and could not be found again.
             if state is not None and state.newest_us <= _TIME.unpack(data[1:])[0] and oid not in self._changed:
-                kept.clear()
+                if self._shuffled:
+                    kept.write(_FORGOTTEN)
+                else:
+                    kept.clear()
             return
-        merged = merge(
-            state, News.from_bytes(data), timestamp.micros, lambda: self._origins.rows_of([oid]).get(oid, b"")
-        )
+        news = News.from_bytes(data)
+        if forgotten:
+            news = news._replace(history=None)
+        merged = merge(state, news, timestamp.micros, lambda: self._origins.rows_of([oid]).get(oid, b""))
         if merged is None:
             count("unchanged")
             return

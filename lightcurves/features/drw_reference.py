@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import scipy  # Its parts are loaded when they are used: here by tests only.
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
 
 from lightcurves.features.curves import Columns, Curves, Mode
 
@@ -48,7 +48,7 @@ def negative_log_likelihood(t: Values, m: Values, e: Values) -> Callable[[Values
 
 
 def _stopped(t: Values, m: Values, e: Values) -> tuple[float, float]:
-    log_a, log_c = minimize(negative_log_likelihood(t, m, e), np.zeros(2), method="L-BFGS-B").x
+    log_a, log_c = scipy.optimize.minimize(negative_log_likelihood(t, m, e), np.zeros(2), method="L-BFGS-B").x
     return np.exp(log_a), np.exp(-log_c)
 
 
@@ -61,9 +61,11 @@ def _best(t: Values, m: Values, e: Values) -> tuple[float, float]:
     starts = [np.array([x, y]) for x in np.linspace(*bounds[0], 7)[1:-1] for y in np.linspace(*bounds[1], 9)[1:-1]]
     starts = sorted(starts, key=objective)[:6]
     options = {"ftol": 1e-14, "gtol": 1e-9}
-    fits = [minimize(objective, start, method="L-BFGS-B", bounds=bounds, options=options) for start in starts]
+    fits = [
+        scipy.optimize.minimize(objective, start, method="L-BFGS-B", bounds=bounds, options=options) for start in starts
+    ]
     best = min(fits, key=lambda fit: fit.fun)
-    white = minimize_scalar(
+    white = scipy.optimize.minimize_scalar(
         lambda log_a: objective(np.array([log_a, bounds[1][1]])), bounds=bounds[0], method="bounded"
     )
     log_a, log_c = best.x

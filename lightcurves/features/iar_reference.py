@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import scipy  # Its parts are loaded when they are used: here by tests only.
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from lightcurves.features.curves import Columns, Curves, Mode
 
@@ -43,10 +43,10 @@ def _phi(t: Values, m: Values, e: Values, mode: Mode) -> float:
         return (logarithms + squares) / len(y)
 
     if mode is Mode.ALERCE:
-        return minimize_scalar(deviance, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x
+        return scipy.optimize.minimize_scalar(deviance, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x
     if np.ptp(m) == 0:
         return np.nan
     grid = np.concatenate([[0], np.exp(-1 / np.geomspace(0.03, 2e4, 300)), [1]])
     best = np.argmin([deviance(phi) for phi in grid[1:-1]]) + 1
     bounds = grid[best - 1], grid[best + 1]
-    return minimize_scalar(deviance, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    return scipy.optimize.minimize_scalar(deviance, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x

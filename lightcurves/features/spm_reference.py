@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
+import scipy  # Its parts are loaded when they are used: here by tests only.
 from numpy.typing import NDArray
-from scipy.optimize import curve_fit, least_squares
 
 from lightcurves.features.curves import Columns, Curves, Mode
 
@@ -62,7 +62,7 @@ def _fit(t: Values, m: Values, e: Values, mode: Mode) -> Values:
 def _stopped(t: Values, flux: Values, start: Values, bounds: Bounds) -> Values | None:
     for divisor in (20, 3):
         try:
-            return curve_fit(model, t, flux, p0=start, bounds=bounds, ftol=start[0] / divisor)[0]
+            return scipy.optimize.curve_fit(model, t, flux, p0=start, bounds=bounds, ftol=start[0] / divisor)[0]
         except (ValueError, RuntimeError):
             continue
     return None
@@ -73,7 +73,7 @@ def _best(t: Values, flux: Values, start: Values, bounds: Bounds, peak: float) -
     at_peak = np.array([0.4 * start[0], np.clip(peak - 10, -50, 50), 20, 0.5, 5, 40])
     try:
         fits = [
-            least_squares(lambda x: model(t, *x) - flux, x0, bounds=bounds, max_nfev=100)
+            scipy.optimize.least_squares(lambda x: model(t, *x) - flux, x0, bounds=bounds, max_nfev=100)
             for x0 in (intended, start, at_peak)
         ]
     except ValueError:

@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import scipy  # Its parts are loaded when they are used: here by tests only.
 from numpy.typing import NDArray
-from scipy import stats
 
 from lightcurves.features.curves import Columns, Curves, Mode
 
@@ -46,7 +46,7 @@ def _anderson_darling(t: Values, m: Values, e: Values, mean: float, weighted: fl
     n = len(m)
     z = (np.sort(m) - mean) / (_sigma(m, mean) * np.sqrt(n / (n - 1)))
     i = np.arange(1, n + 1)
-    a2 = -n - np.sum((2 * i - 1) / n * (stats.norm.logcdf(z) + stats.norm.logsf(z[::-1])))
+    a2 = -n - np.sum((2 * i - 1) / n * (scipy.stats.norm.logcdf(z) + scipy.stats.norm.logsf(z[::-1])))
     return 1 / (1 + np.exp(-10 * (a2 - 0.3)))
 
 
@@ -97,7 +97,7 @@ def _pair_slope_trend(t: Values, m: Values, e: Values, mean: float, weighted: fl
 
 
 def _skew(t: Values, m: Values, e: Values, mean: float, weighted: float) -> float:
-    return np.nan if np.ptp(m) == 0 else stats.skew(m)
+    return np.nan if np.ptp(m) == 0 else scipy.stats.skew(m)
 
 
 def _small_kurtosis(t: Values, m: Values, e: Values, mean: float, weighted: float) -> float:
@@ -128,7 +128,7 @@ _STATISTICS: dict[str, Callable[[Values, Values, Values, float, float], float]] 
     "MedianBRP": _median_brp,
     "PairSlopeTrend": _pair_slope_trend,
     "PercentAmplitude": lambda t, m, e, mean, weighted: np.max(np.abs(m - np.median(m))) / np.median(m),
-    "Pvar": lambda t, m, e, mean, weighted: stats.chi2.cdf(np.sum(((m - mean) / e) ** 2), len(m) - 1),
+    "Pvar": lambda t, m, e, mean, weighted: scipy.stats.chi2.cdf(np.sum(((m - mean) / e) ** 2), len(m) - 1),
     "Q31": lambda t, m, e, mean, weighted: np.percentile(m, 75) - np.percentile(m, 25),
     "Rcs": lambda t, m, e, mean, weighted: np.ptp(np.cumsum(m - mean) / (len(m) * _sigma(m, mean))),
     "Skew": _skew,
