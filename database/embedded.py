@@ -15,12 +15,13 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg2
 from sqlalchemy import URL
+
+from storage.files import locked
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "start_embedded"]
 
@@ -82,7 +83,7 @@ class EmbeddedServer:
         users, self._users = self._users, -1
         atexit.unregister(self.stop)
         try:
-            with _locked(self.folder / "start.lock"):
+            with locked(self.folder / "start.lock"):
                 if _lock_at_once(users):
                     _stop_server(self.folder / "data")
                 fcntl.flock(users, fcntl.LOCK_UN)
@@ -122,7 +123,7 @@ def start_embedded(folder: str | os.PathLike[str]) -> EmbeddedServer:
     data = folder / "data"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "start.lock"):
+        with locked(folder / "start.lock"):
             if not (data / "PG_VERSION").exists():
                 _initialise(folder)
             link_folder = _link_folder(data)
@@ -139,17 +140,6 @@ def start_embedded(folder: str | os.PathLike[str]) -> EmbeddedServer:
     server = EmbeddedServer(folder, url.render_as_string(hide_password=False), users, link_folder)
     atexit.register(server.stop)
     return server
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a file; the system frees it if the process dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _lock_at_once(descriptor: int) -> bool:

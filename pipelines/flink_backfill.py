@@ -27,17 +27,16 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PortableOptions
 from apache_beam.runners.portability.flink_runner import FlinkRunner
 from apache_beam.runners.runner import PipelineResult
 
-from messaging.child_process import ChildProcessFailed, listens
+from messaging.child_process import ChildProcessFailed
 from messaging.jars import JarsError
 from pipelines import __version__
 from pipelines.flink_cluster import EMBEDDED, FlinkServer
 from pipelines.flink_jobs import ENDED, FlinkError, cancel, jobs, rest
 from pipelines.flink_options import flink_options, is_flink, master_to_serve, parallelism
-from pipelines.flink_start import start_for_jobs
+from pipelines.flink_start import check_job_server, start_for_jobs
 from pipelines.running import make_runner
 from pipelines.unit_exchange import Exchange, Taking
 from pipelines.usage import StoppedError, UsageError
@@ -151,9 +150,7 @@ class BeamPipelines:
             self._server = self._job_server(self._master)
         endpoint = self._server.job_endpoint if self._server is not None else None
         given = flink_options(self._options, False, endpoint)
-        host, _, port = given.view_as(PortableOptions).job_endpoint.rpartition(":")
-        if not (port.isdecimal() and listens(int(port), host)):
-            raise StoppedError(f"no job server of Beam answers at {host}:{port}")
+        check_job_server(given)
         return beam.Pipeline(runner=FlinkRunner(), options=given)
 
     def slots(self) -> str:

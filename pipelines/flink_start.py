@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+
+from messaging.child_process import listens
 from pipelines.flink_cluster import EMBEDDED, FlinkServer, FlinkSettings, start_job_server
+from pipelines.flink_options import without_notices
+from pipelines.usage import StoppedError
 from pipelines.worker_pool import PoolSettings, WorkerPool
 
 
@@ -47,3 +52,17 @@ def start_for_jobs(
             options.append(f"--sdk_worker_parallelism={slots}")
     settings = FlinkSettings(slots=slots)
     return stack.enter_context(start_job_server(folder, flink_master=master, settings=settings)), options
+
+
+def check_job_server(options: PipelineOptions) -> None:
+    """See whether the job server that options name takes connections.
+
+    Raises
+    ------
+    StoppedError
+        If not.
+    """
+    with without_notices():
+        host, _, port = options.view_as(PortableOptions).job_endpoint.rpartition(":")
+    if not (port.isdecimal() and listens(int(port), host)):
+        raise StoppedError(f"no job server of Beam answers at {host}:{port}")

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,7 @@ from pipelines import flink_jobs
 from pipelines.flink_cluster import EMBEDDED, FlinkServer
 from pipelines.flink_jobs import ENDED, RUNNING, FlinkError, Job, Watchdog
 from pipelines.flink_options import LOOPBACK, flink_options, master_to_serve, parallelism, without_notices
-from pipelines.flink_start import start_for_jobs
+from pipelines.flink_start import check_job_server, start_for_jobs
 from pipelines.stream import StreamJob, build
 from pipelines.usage import StoppedError, UsageError
 from transforms.counts import PREFIXES, counters
@@ -159,24 +159,25 @@ class FlinkStream:
             If the job failed, or was stopped by somebody else.
         """
         with Group(self._consumer) as group:
-            running = self._left_running()
+            result, running = None, self._left_running()
             if running is not None:
                 _LOGGER.warning("the job %s (%s) runs already, and is taken up", running.name, running.job_id)
-                self._watch(running, None, group, watching)
-                return
-            if self._start != COMMITTED and not self._savepoint:
-                group.move_to_start()
-            result = self._submit(job)
-            begun = self._begun(result)
-            self._discard_savepoint()
-            self._watch(begun, result, group, watching)
-        # The next time from what is committed, with an empty state.
-        self._start, self._savepoint = COMMITTED, ""
-        self._options = [option for option in self._options if not option.startswith("--savepoint_path")]
+            else:
+                if self._start != COMMITTED and not self._savepoint:
+                    group.move_to_start()
+                result = self._submit(job)
+                running = self._begun(result)
+                self._discard_savepoint()
+            # The next time from what is committed, with an empty state.
+            self._start, self._savepoint = COMMITTED, ""
+            self._options = [option for option in self._options if not option.startswith("--savepoint_path")]
+            self._watch(running, result, group, watching)
 
     def _submit(self, job: StreamJob) -> PipelineResult:
         endpoint = self._server.job_endpoint if self._server is not None else None
-        pipeline = beam.Pipeline(runner=FlinkRunner(), options=flink_options(self._options, True, endpoint))
+        options = flink_options(self._options, True, endpoint)
+        check_job_server(options)
+        pipeline = beam.Pipeline(runner=FlinkRunner(), options=options)
         build(pipeline, job)
         with without_notices():
             return pipeline.run()
@@ -228,9 +229,13 @@ class FlinkStream:
 
     def _discard_savepoint(self) -> None:
         """Remove that of the job before, which this one took the place of without it."""
-        if self._last_savepoint is not None:
+        if self._last_savepoint is None:
+            return
+        try:
             flink_jobs.discard(self._rest_url, self._last_savepoint)
-            self._last_savepoint = None
+        except FlinkError as error:
+            _LOGGER.warning("%s is no longer needed, and to be removed by hand: %s", self._last_savepoint, error)
+        self._last_savepoint = None
 
     def _watch(self, job: Job, result: PipelineResult | None, group: Group, watching: Monitor) -> None:
         look = _Look(self._rest_url, job, group, watching, self._counts)
@@ -285,7 +290,9 @@ class FlinkStream:
                     break
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         if result is not None:
-            result.wait_until_finish()
+            # It raises for a job that was cancelled.
+            with suppress(RuntimeError, grpc.RpcError):
+                result.wait_until_finish()
         else:
             _wait(lambda: not self._jobs(), _SECONDS_TO_STOP, f"the job {job.job_id} does not end")
         if savepoint is not None and self._master == EMBEDDED:

@@ -97,7 +97,7 @@ CASES = {
     ),
     "flink": (flink.run, {"alerts": 60, "rate": 20.0, "seconds": 1.0, "slots": 1}, {"flink-backlog", "flink-steady"}),
 }
-MARKS = {"flink": pytest.mark.flink}
+MARKS = {"flink": (pytest.mark.flink, pytest.mark.long)}
 NEEDED = {"stream": ("kafka_components",), "flink": ("kafka_components", "flink_components")}
 
 

@@ -22,8 +22,10 @@ from kafka_fixtures import client_options, produce
 from database.client import Database
 from messaging.group import Arrivals, Group, Position
 from messaging.local_broker import LocalBroker
+from messaging.monitor import Monitor
 from messaging.offsets import commit_offsets
-from messaging.settings import EARLIEST, LATEST, ConsumerSettings, Kafka
+from messaging.settings import EARLIEST, LATEST, ConsumerSettings, Kafka, MonitorSettings
+from pipelines.flink_jobs import RUNNING, Job
 from pipelines.flink_stream import FlinkStream, RunningCounts, our_name
 from pipelines.stream import StreamJob, build
 from pipelines.usage import UsageError
@@ -133,6 +135,38 @@ def test_a_part_of_the_partitions_is_refused(tmp_path: Path) -> None:
     assert (adapted.splits, adapted.threads, adapted.checkpointed, adapted.monitor) == (3, 2, True, None)
     with pytest.raises(UsageError, match="on Flink say --parallelism=N"):
         place.adapted(replace(job, part=0, splits=2))
+
+
+@pytest.mark.parametrize(("left", "moved"), [(True, 0), (False, 1)])
+def test_only_a_job_that_is_begun_here_is_begun_at_the_start(
+    left: bool, moved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that is taken up, nor the one that renews it."""
+    moves: list[int] = []
+
+    class Watched(Group):
+        def __init__(self, settings: ConsumerSettings) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+        def move_to_start(self) -> dict[tuple[str, int], int]:
+            moves.append(1)
+            return {}
+
+    consumer = ConsumerSettings(Kafka("localhost:9092"), ("t",), "group", EARLIEST)
+    place = FlinkStream(["--flink_master=localhost:8081"], consumer, tmp_path)
+    job = Job("id", place.name, RUNNING)
+    found = iter([job if left else None, None])
+    monkeypatch.setattr("pipelines.flink_stream.Group", Watched)
+    monkeypatch.setattr(place, "_left_running", lambda: next(found))
+    monkeypatch.setattr(place, "_submit", lambda _: None)
+    monkeypatch.setattr(place, "_begun", lambda _: job)
+    monkeypatch.setattr(place, "_watch", lambda *_: None)
+    for _ in range(2):
+        place.run(StreamJob("xmatch", consumer, decode=list, output=tmp_path), Monitor(MonitorSettings()))
+    assert len(moves) == moved
 
 
 def test_states_come_back_from_savepoints(tmp_path: Path) -> None:
