@@ -333,6 +333,8 @@ class KafkaReader(UnboundedReader):
             self._take(messages)
             return True
         self._look_for_end()
+        if self._ended:
+            self._tell_lag(now=True)
         if self._monitor is not None and self._consumer.answers():
             self._monitor.idle()
         return False
