@@ -15,6 +15,14 @@ from storage.files import locked
 
 CACHE: Final = Path("~/.cache/alertbeam")
 OLDEST_JAVA: Final = 17
+# For a small heap on few cores: two thirds of the processor time of a start, and no more for the work.
+SMALL_JAVA: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
+# Of programs that log by slf4j-simple.
+LOG_SETTINGS: Final = (
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+)
 
 _NAMESPACE: Final = "{http://maven.apache.org/POM/4.0.0}"
 _JAVA_TIMEOUT_S: Final = 60

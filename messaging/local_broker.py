@@ -21,7 +21,7 @@ from typing import Final, Self
 
 from messaging.admin import AdminError, cluster_at
 from messaging.child_process import HOST, ChildProcess, ChildProcessFailed, free_port, is_free, listens
-from messaging.jars import jars_of, missing_programs
+from messaging.jars import LOG_SETTINGS, SMALL_JAVA, jars_of, missing_programs
 from storage.files import replacing
 
 # ZTF's packets hold some 60 kB; a broker for trials must take what a consumer is to be tried with.
@@ -40,8 +40,6 @@ _PORT_TAKEN: Final = "Address already in use"
 _DATA: Final = "data"
 _PROPERTIES: Final = "server.properties"
 _LOCK: Final = "broker.lock"
-# For a small heap on few cores: two thirds of the processor time of a start, and no more for messages.
-_JAVA_OPTIONS: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
 
 class LocalBrokerError(RuntimeError):
@@ -289,9 +287,7 @@ def _write_properties(folder: Path, data: str, port: int, controller_port: int, 
 
 
 def _java(jars: Path, heap_mb: int) -> list[str]:
-    log = ("defaultLogLevel=warn", "showDateTime=true", "dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX")
-    settings = [f"-Dorg.slf4j.simpleLogger.{setting}" for setting in log]
-    return ["java", f"-Xmx{heap_mb}m", *_JAVA_OPTIONS, *settings, "-cp", f"{jars}/*"]
+    return ["java", f"-Xmx{heap_mb}m", *SMALL_JAVA, *LOG_SETTINGS, "-cp", f"{jars}/*"]
 
 
 @contextmanager

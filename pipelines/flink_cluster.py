@@ -22,7 +22,7 @@ from typing import IO, Any, Final, Self
 import yaml
 
 from messaging.child_process import HOST, ChildProcess, free_port, is_free, listens
-from messaging.jars import CACHE, jars_of, missing_programs
+from messaging.jars import CACHE, LOG_SETTINGS, SMALL_JAVA, jars_of, missing_programs
 from pipelines.flink_jobs import FlinkError, rest
 from storage.files import locked, replacing
 
@@ -58,7 +58,6 @@ _OF_FLINK: Final = ("flink-", "slf4j-", "log4j-", "frocksdbjni-")
 _OF_SERVERS: Final = ("flink-rpc-akka-loader-", "flink-runtime-web-", "frocksdbjni-")
 # Folders, manifests, signatures, modules and what is for other versions of Java.
 _OF_ONE_JAR: Final = re.compile(r"/$|^META-INF/(MANIFEST\.MF$|versions/)|\.(SF|DSA|RSA)$|(^|/)module-info\.class$")
-_SMALL: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 _LOG4J: Final = """\
 rootLogger.level = INFO
 rootLogger.appenderRef.console.ref = console
@@ -268,10 +267,9 @@ def start_job_server(
         "--expansion-port": 0,
         "--artifacts-dir": folder / "artifacts",
     }
-    log = ("defaultLogLevel=warn", "showDateTime=true", "dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX")
     command = [
         *_java(settings.heap_mb, folder),
-        *(f"-Dorg.slf4j.simpleLogger.{setting}" for setting in log),
+        *LOG_SETTINGS,
         *("-cp", _class_path(jars, embedded), _DRIVER),
         *(str(word) for pair in arguments.items() for word in pair),
     ]
@@ -408,7 +406,7 @@ def _write_configuration(folder: Path, configuration: Mapping[str, Any]) -> Path
 
 def _java(heap_mb: int, folder: Path) -> list[str]:
     opened = [f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _OPENED]
-    return ["java", f"-Xmx{heap_mb}m", *_SMALL, f"-Djava.io.tmpdir={folder / 'tmp'}", *opened]
+    return ["java", f"-Xmx{heap_mb}m", *SMALL_JAVA, f"-Djava.io.tmpdir={folder / 'tmp'}", *opened]
 
 
 def _class_path(jars: Path, embedded: bool) -> str:

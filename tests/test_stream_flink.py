@@ -80,7 +80,6 @@ def same_rows(url: str, wanted: Rows) -> None:
     for table, rows in wanted.items():
         assert rows, table
         found = rows_in(url, {table: "*"})[table]
-        print(table, set(map(repr, found)) ^ set(map(repr, rows)))
         assert [*map(repr, found)] == [*map(repr, rows)], table
 
 
