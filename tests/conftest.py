@@ -4,6 +4,7 @@ Those that last as long as the tests are imported here: a file that imported one
 """
 
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from flink_fixtures import FLINK, flink_components, flink_pipeline, flink_server
 from kafka_fixtures import KAFKA, kafka_broker, kafka_components, topic  # noqa: F401
 from pipeline_fixtures import alertbeam, impatient, sample  # noqa: F401
 from required_components import OPTION, RequireComponents
+
+from messaging.monitor import close_monitors
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -31,6 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     with suppress(ValueError):
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _monitors_of_its_own() -> Iterator[None]:
+    """Close the monitors that a test leaves: a stream with equal settings would go on counting from there."""
+    yield
+    close_monitors()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,12 +20,6 @@ from messaging.settings import Kafka, MetricsSettings, MonitorSettings
 from transforms.counts import count, live_counts
 
 LOCAL = MonitorSettings(port=0, address="127.0.0.1")
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    close_monitors()
 
 
 def done(latencies_s: list[float], received_s_ago: float = 1.0) -> Committed:
