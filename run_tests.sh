@@ -13,7 +13,6 @@ python=.venv/bin/python
 bash -n run_local.sh scripts/*.sh
 # Else each process of pytest would compile them all.
 "$python" tests/compile_kernels.py
-# Two processes: the tests wait for servers, workers and kills. The fixtures of a file stay together, and the long files,
-# which come early in the alphabet, are not left to the end.
+# Three processes on two cores: the tests wait for servers, workers and kills. The fixtures of a file stay together.
 # Where Java and Maven are, the tests that need them must have run.
-exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --require-components "$@"
+exec "$python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder --require-components "$@"

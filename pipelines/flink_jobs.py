@@ -16,6 +16,9 @@ from typing import Any, Final
 RUNNING: Final = "RUNNING"
 RESTARTING: Final = "RESTARTING"
 ENDED: Final = ("FINISHED", "CANCELED", "FAILED")
+# What no job of Flink is: Flink does not know it, or does not answer.
+GONE: Final = "GONE"
+UNKNOWN: Final = "UNKNOWN"
 
 _TIMEOUT_S: Final = 5.0
 _SECONDS_BETWEEN_LOOKS: Final = 0.2
@@ -102,7 +105,7 @@ class Health:
     Attributes
     ----------
     state : str
-        See :class:`Job`; ``UNKNOWN`` if Flink does not answer.
+        See :class:`Job`; or :data:`GONE`, or :data:`UNKNOWN` if Flink does not answer.
     lag : int or None
         Messages that wait.
     counts : mapping of str to int
@@ -157,6 +160,11 @@ def jobs(url: str) -> list[Job]:
     """Give all jobs that Flink remembers, the newest first."""
     found = sorted(rest(url, "/jobs/overview")["jobs"], key=lambda job: -job["start-time"])
     return [Job(job["jid"], job["name"], job["state"]) for job in found]
+
+
+def state_of(url: str, job_id: str) -> str:
+    """Tell the state of a job; :data:`GONE` if Flink, which was started anew, does not know it."""
+    return next((job.state for job in jobs(url) if job.job_id == job_id), GONE)
 
 
 def running_job(url: str, timeout_s: float = 60.0) -> Job:
@@ -243,14 +251,17 @@ def stop(url: str, job_id: str, folder: str | None = None, timeout_s: float = 30
     """
     body: dict[str, Any] = {"drain": False} | ({"targetDirectory": folder} if folder else {})
     trigger = rest(url, f"/jobs/{job_id}/stop", body)["request-id"]
-    return _savepoint(url, job_id, trigger, timeout_s)
-
-
-def savepoint(url: str, job_id: str, folder: str | None = None, timeout_s: float = 300.0) -> str:
-    """Make a savepoint of a stream that goes on; see :func:`stop`."""
-    body: dict[str, Any] = {"cancel-job": False} | ({"target-directory": folder} if folder else {})
-    trigger = rest(url, f"/jobs/{job_id}/savepoints", body)["request-id"]
-    return _savepoint(url, job_id, trigger, timeout_s)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        told = rest(url, f"/jobs/{job_id}/savepoints/{trigger}")
+        if told["status"]["id"] == "COMPLETED":
+            outcome = told["operation"]
+            if "location" not in outcome:
+                reason = str(outcome.get("failure-cause", {}).get("stack-trace", outcome))
+                raise FlinkError(f"no savepoint of job {job_id}: {reason[:1000]}")
+            return str(outcome["location"])
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    raise FlinkError(f"no savepoint of job {job_id} within {timeout_s:.0f} s")
 
 
 def cancel(url: str, job_id: str) -> None:
@@ -290,20 +301,6 @@ def last_checkpoint(folder: Path, job_id: str | None = None) -> str | None:
     return max(found, key=lambda path: path.stat().st_mtime_ns).parent.as_uri()
 
 
-def _savepoint(url: str, job_id: str, trigger: str, timeout_s: float) -> str:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        told = rest(url, f"/jobs/{job_id}/savepoints/{trigger}")
-        if told["status"]["id"] == "COMPLETED":
-            outcome = told["operation"]
-            if "location" not in outcome:
-                reason = str(outcome.get("failure-cause", {}).get("stack-trace", outcome))
-                raise FlinkError(f"no savepoint of job {job_id}: {reason[:1000]}")
-            return str(outcome["location"])
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    raise FlinkError(f"no savepoint of job {job_id} within {timeout_s:.0f} s")
-
-
 @dataclass
 class Watchdog:
     """Looks at a job now and then, and says what is wrong: that its state is RUNNING proves nothing.
@@ -334,11 +331,13 @@ class Watchdog:
         self._started = now if self._started is None else self._started
         lag = self.lag()
         try:
-            state = next((job.state for job in jobs(self.url) if job.job_id == self.job_id), "UNKNOWN")
+            state = state_of(self.url, self.job_id)
+            if state == GONE:
+                return Health(state, lag, {}, Checkpoints(), ("Flink was started anew, and does not know the job",))
             counts, done = counters(self.url, self.job_id), checkpoints(self.url, self.job_id)
             starts = restarts(self.url, self.job_id)
         except FlinkError as error:
-            return Health("UNKNOWN", lag, {}, Checkpoints(), (f"Flink does not answer: {error}",))
+            return Health(UNKNOWN, lag, {}, Checkpoints(), (f"Flink does not answer: {error}",))
         alarms = [
             *self._starts(state, starts),
             *self._silence(now, state, lag, counts),
@@ -374,30 +373,3 @@ class Watchdog:
         if done.duration_s > limits.checkpoint_s:
             found.append(f"the last checkpoint took {done.duration_s:.0f} s")
         return found
-
-
-def watch(
-    watchdog: Watchdog,
-    told: Callable[[Health], None],
-    stopped: Callable[[], bool],
-    every_s: float = 5.0,
-) -> Health:
-    """Look at a job until it has ended, or until told to stop; give how it was last.
-
-    Parameters
-    ----------
-    watchdog : Watchdog
-    told : callable
-        Is given what is seen each time.
-    stopped : callable
-        Says whether to stop.
-    every_s : float
-    """
-    while True:
-        health = watchdog.look()
-        told(health)
-        if health.state in ENDED or stopped():
-            return health
-        deadline = time.monotonic() + every_s
-        while time.monotonic() < deadline and not stopped():
-            time.sleep(min(_SECONDS_BETWEEN_LOOKS, every_s))

@@ -30,7 +30,7 @@ from messaging.offsets import Partition
 from messaging.settings import COMMITTED, ConsumerSettings, MonitorSettings
 from pipelines import flink_jobs
 from pipelines.flink_cluster import EMBEDDED, FlinkServer
-from pipelines.flink_jobs import ENDED, RUNNING, FlinkError, Job, Watchdog
+from pipelines.flink_jobs import ENDED, GONE, RUNNING, UNKNOWN, FlinkError, Health, Job, Watchdog
 from pipelines.flink_options import LOOPBACK, flink_options, master_to_serve, parallelism, without_notices
 from pipelines.flink_start import check_job_server, start_for_jobs
 from pipelines.stream import StreamJob, build
@@ -242,8 +242,8 @@ class FlinkStream:
         _LOGGER.info("the job %s runs as %s", job.name, job.job_id)
         ends: dict[Partition, int] | None = None
         while not self._told_to_stop():
-            positions = look()
-            self._check(job, result)
+            positions, health = look()
+            self._check(job, result, health.state)
             if self._consumer.stop_at_end and positions is not None:
                 ends = ends or {partition: position.end for partition, position in positions.items()}
                 if _reached(positions, ends):
@@ -255,13 +255,12 @@ class FlinkStream:
     def _told_to_stop(self) -> bool:
         return os.path.exists(self._consumer.stop_file)
 
-    def _check(self, job: Job, result: PipelineResult | None) -> None:
+    def _check(self, job: Job, result: PipelineResult | None, state: str) -> None:
         """Raise StoppedError if the job has ended without having been told to."""
-        try:
-            states = {each.job_id: each.state for each in flink_jobs.jobs(self._rest_url)}
-            state = states.get(job.job_id, "gone: Flink was started anew")
-            ended = state in ENDED or job.job_id not in states
-        except FlinkError:
+        ended = state in (*ENDED, GONE)
+        if state == GONE:
+            state = "gone: Flink was started anew"
+        elif state == UNKNOWN:
             # Flink inside of a job server ends with its job.
             state = _state_by_beam(result)
             ended = state in _ENDS_OF_BEAM
@@ -270,6 +269,12 @@ class FlinkStream:
         if ended:
             cause = flink_jobs.failure(self._rest_url, job.job_id)
             raise StoppedError(f"the job {job.job_id} is {state}{': ' if cause else ''}{cause}")
+
+    def _state(self, job: Job) -> str:
+        try:
+            return flink_jobs.state_of(self._rest_url, job.job_id)
+        except FlinkError:
+            return UNKNOWN
 
     def _stop(self, job: Job, result: PipelineResult | None) -> None:
         """Stop the job with a savepoint."""
@@ -282,7 +287,7 @@ class FlinkStream:
                 if _state_by_beam(result) == PipelineState.DONE:
                     # Flink inside of a job server may be gone before it has told of the savepoint.
                     break
-                self._check(job, result)
+                self._check(job, result, self._state(job))
                 if time.monotonic() > give_up_at:
                     text = "no savepoint, what was done since the last checkpoint will be done once more: %s"
                     _LOGGER.warning(text, error)
@@ -314,8 +319,8 @@ class _Look:
         self._committed: dict[Partition, int] | None = None
         self._alarm_at = 0.0
 
-    def __call__(self) -> Positions | None:
-        """Look now; give how far the group is, if the brokers answer."""
+    def __call__(self) -> tuple[Positions | None, Health]:
+        """Look now; give how far the group is, if the brokers answer, and how the job is."""
         positions = self._group.positions()
         if positions is not None:
             self._lag = sum(position.lag for position in positions.values())
@@ -326,7 +331,7 @@ class _Look:
             self._alarm_at = time.monotonic() + _SECONDS_BETWEEN_ALARMS
             for alarm in health.alarms:
                 _LOGGER.warning("%s", alarm)
-        return positions
+        return positions, health
 
     def last(self, result: PipelineResult | None) -> None:
         """Take up what became of a job that has ended."""

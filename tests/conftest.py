@@ -19,6 +19,8 @@ from messaging.monitor import close_monitors
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+# One of the last by its name; the other processes of pytest would have nothing left while one is busy with it.
+LONGEST = "test_stream_flink.py"
 
 # Programs from outside Python that tests need; with OPTION the tests of those that are there must have run.
 COMPONENTS = (KAFKA, FLINK)
@@ -52,7 +54,8 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that take minutes unless they are asked for by ``-m``."""
+    """Begin with the longest file, and leave out the tests that take minutes unless they are asked for by ``-m``."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
     if config.getoption("markexpr"):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]

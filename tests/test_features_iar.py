@@ -79,7 +79,8 @@ def test_accurate_mode_finds_no_higher_a_valley(seed):
         y, variance = (magnitude - magnitude.mean()) / deviation, (curves.error[points] / deviation) ** 2
         data = (np.diff(curves.mjd[points]), y, variance)
         lower = iar._objective(best[row], data) <= iar._objective(local[row], data) + 1e-9
-        assert lower or abs(best[row] - local[row]) < 1e-9
+        # Brent's method resolves phi no finer, and at 1 the deviance is steep.
+        assert lower or abs(best[row] - local[row]) < 4 * np.sqrt(np.finfo(float).eps)
 
 
 def test_equal_magnitudes():

@@ -11,7 +11,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 
 from pipelines import flink_jobs
-from pipelines.flink_jobs import FlinkError, Health, Watchdog, WatchLimits, watch
+from pipelines.flink_jobs import FlinkError, Watchdog, WatchLimits
 from pipelines.flink_options import FLINK_HELP, flink_options, is_flink, master_to_serve, parallelism
 from pipelines.usage import UsageError
 
@@ -243,18 +243,21 @@ class TestWatchdog:
         assert "holds 20 MB" in size
         assert "took 31 s" in duration
 
-    def test_watch(self, flink: FakeFlink) -> None:
-        seen: list[Health] = []
+    def test_states(self, flink: FakeFlink) -> None:
         watchdog = Watchdog(flink.url, "job", lambda: 0)
-        assert watch(watchdog, seen.append, lambda: len(seen) == 3, every_s=0).state == "RUNNING"
-        assert len(seen) == 3
+        assert watchdog.look().state == "RUNNING"
+        flink.state = "FAILED"
+        assert watchdog.look().state == "FAILED"
         flink.answers = False
-        (alarm,) = watchdog.look().alarms
+        health = watchdog.look()
+        (alarm,) = health.alarms
+        assert health.state == "UNKNOWN"
         assert "Flink does not answer: " in alarm
         assert "503" in alarm
         assert "it is starting" in alarm
-        flink.answers, flink.state = True, "FAILED"
-        assert watch(watchdog, seen.append, lambda: False).state == "FAILED"
+        flink.answers = True
+        health = Watchdog(flink.url, "job of a Flink that is no more", lambda: 0).look()
+        assert (health.state, health.alarms) == ("GONE", ("Flink was started anew, and does not know the job",))
 
     def test_nobody_answers(self, flink: FakeFlink) -> None:
         flink.close()

@@ -5,13 +5,11 @@ from pathlib import Path
 import pytest
 from backfill_fixtures import DEMO_MODEL, Nights, backfilled, make_nights
 from database_fixtures import new_database
+from left_fixtures import ONE_STEP
 from live_stream_fixtures import Rows, packets_of, rows_in, send, streamed
 
 from messaging.admin import create_topic
 from messaging.local_broker import LocalBroker
-
-# Tables name the step that wrote them.
-ONE_STEP = {"STEP_ID": "same", "STEP_NAME": "same"}
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import random
 import signal
 import threading
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fastavro
-import numpy as np
 import psutil
 import pytest
 from backfill_fixtures import DEMO_MODEL, Nights, make_nights
 from confluent_kafka import Message
 from database_fixtures import execute, new_database
 from kafka_fixtures import messages_in, produce
-from live_stream_fixtures import Rows, packets_of, rows_in, streamed
+from left_fixtures import ONE_STEP, Undisturbed, alerts_in, check_alerts, check_classes, public_candids
+from live_stream_fixtures import packets_of, rows_in, streamed
 from remote_fixtures import FakeCds, Sky, serving
 from stream_process_fixtures import GROUP, Stream, committed_offsets, logs_as_before, offsets_of  # noqa: F401
 
@@ -33,8 +30,6 @@ from pipelines.running import locked
 
 Run = Callable[..., dict[str, Any]]
 PARTITIONS = 3
-# Tables name the step that wrote them.
-ONE_STEP = {"STEP_ID": "same", "STEP_NAME": "same"}
 # Many small bundles.
 SMALL = {**ONE_STEP, "CONSUME_MESSAGES": "3"}
 BUNDLES = ["--bundle-seconds", "0.01"]
@@ -49,14 +44,6 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 def packets(nights: Nights) -> list[bytes]:
     """Packets of all nights, broken ones too."""
     return packets_of(*nights.archives)
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """What a stream leaves that nobody disturbs."""
-
-    rows: Rows
-    alerts: dict[int, bytes]
 
 
 @pytest.fixture(scope="module")
@@ -85,29 +72,6 @@ def fill(address: str, topic: str, packets: Iterable[bytes], seed: int) -> None:
     random.Random(seed).shuffle(packets)
     produce(address, topic, [(str(number).encode(), packet) for number, packet in enumerate(packets)])
     assert {message.partition() for message in messages_in(address, topic)} == {*range(PARTITIONS)}
-
-
-def record_of(value: bytes) -> dict[str, Any] | None:
-    """Record in a container; None if there is none."""
-    try:
-        return next(fastavro.reader(io.BytesIO(value)), None)  # type: ignore[return-value]
-    except Exception:
-        return None
-
-
-def public_candids(packets: Iterable[bytes]) -> set[int]:
-    """Candids of alerts that are processed: those of other programmes are left out."""
-    records = [record_of(packet) for packet in packets]
-    return {record["candid"] for record in records if record and record["candidate"]["programid"] == 1}
-
-
-def alerts_in(address: str, topic: str) -> Iterator[tuple[int, bytes]]:
-    """Candid and content of each message."""
-    for message in messages_in(address, topic):
-        record = record_of(message.value() or b"")
-        assert record is not None
-        assert message.key() == record["objectId"].encode()
-        yield record["candid"], message.value() or b""
 
 
 @dataclass
@@ -215,28 +179,6 @@ def disturbed(
         assert rows_in(trial.server.url, {table: "*"})[table] == rows, table
     check_alerts(list(alerts_in(address, trial.alerts_topic)), wanted.alerts)
     check_classes(messages_in(address, trial.classes_topic), wanted.rows["probability"])
-
-
-def check_alerts(found: list[tuple[int, bytes]], wanted: dict[int, bytes]) -> None:
-    """Each is there, and what is there again is the same."""
-    assert len(found) > len(wanted)
-    for candid, value in found:
-        assert value == wanted[candid]
-    assert {candid for candid, _ in found} == wanted.keys()
-
-
-def check_classes(found: list[Message], rows: list[tuple[Any, ...]]) -> None:
-    """The last message of an object says what the table says, in its 32 bits."""
-    latest: dict[str, dict[str, float]] = {}
-    for message in found:
-        record = record_of(message.value() or b"")
-        assert record is not None
-        latest[record["oid"]] = record["lc_classification"]["probabilities"]
-    stored: dict[str, dict[str, float]] = defaultdict(dict)
-    for oid, class_name, classifier, _, probability, _ in rows:
-        if classifier == "lc_classifier":
-            stored[oid][class_name] = float(np.float32(probability))
-    assert latest == stored
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from database_fixtures import new_database
 from flink_fixtures import pool_options
 from kafka_fixtures import client_options, messages_in
+from left_fixtures import ONE_STEP, Undisturbed, alerts_in, check_alerts, check_classes, public_candids
 from live_stream_fixtures import Rows, packets_of, rows_in, send, streamed
 from stream_process_fixtures import Stream, logs_as_before, offsets_of  # noqa: F401
-from test_stream_crash import Undisturbed, alerts_in, check_alerts, check_classes, public_candids
 
 from database.embedded import start_embedded
 from messaging.admin import create_topic
@@ -31,8 +31,6 @@ from pipelines.worker_pool import WorkerPool
 pytestmark = pytest.mark.flink
 
 PARTITIONS = 3
-# Tables name the step that wrote them.
-ONE_STEP = {"STEP_ID": "same", "STEP_NAME": "same"}
 SMALL = {**ONE_STEP, "CONSUME_MESSAGES": "3"}
 QUICK = "--checkpointing_interval=1000"
 
