@@ -11,7 +11,8 @@ python=.venv/bin/python
 "$python" -m mypy
 .venv/bin/lint-imports --no-cache > .venv/import-linter.log || { cat .venv/import-linter.log; exit 1; }
 bash -n run_local.sh scripts/*.sh
-# Else each process of pytest would compile them all.
+# Else each process that the tests start would compile all modules of ours, and each of pytest all kernels.
+unset PYTHONDONTWRITEBYTECODE
 "$python" tests/compile_kernels.py
 # Three processes on two cores: the tests wait for servers, workers and kills. The fixtures of a file stay together.
 # Where Java and Maven are, the tests that need them must have run.

@@ -71,8 +71,8 @@ def listens(port: int, host: str = HOST) -> bool:
     return True
 
 
-def _lives(pid: int) -> bool:
-    """Say whether a process has not ended, also if it is still to be waited for."""
+def lives(pid: int) -> bool:
+    """Say whether a process runs; one that has ended and only is to be waited for does not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -114,7 +114,7 @@ class ChildProcess:
     @property
     def running(self) -> bool:
         """Say whether the program lives."""
-        return self._process is not None and self._process.poll() is None and _lives(self.pid)
+        return self._process is not None and self._process.poll() is None and lives(self.pid)
 
     def start(self, inherited: Sequence[int] = ()) -> Self:
         """Start the program unless it runs.

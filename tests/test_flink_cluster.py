@@ -31,7 +31,7 @@ from apache_beam.portability.api import (
 from apache_beam.runners.portability.flink_runner import FlinkRunner
 from flink_fixtures import pool_options
 
-from messaging.child_process import ChildProcess, ChildProcessFailed, free_port, listens
+from messaging.child_process import ChildProcess, ChildProcessFailed, free_port, listens, lives
 from pipelines import worker_pool_command
 from pipelines.flink_cluster import FlinkCluster, FlinkServer, FlinkSettings, start_cluster, start_job_server
 from pipelines.flink_jobs import cancel, checkpoints, last_checkpoint, rest, restarts, running_job, stop
@@ -53,10 +53,6 @@ def waited_for(condition: Callable[[], Any], within_s: float = 60.0) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def add_sums(pipeline: beam.Pipeline, folder: Path) -> None:
@@ -123,7 +119,7 @@ def cluster(flink_components: None, tmp_path_factory: pytest.TempPathFactory) ->
         processes = (flink.job_manager, flink.task_managers[-1], server.process)
         pids = [process.pid for process in processes]
         assert all(process.running for process in processes)
-    assert all(gone(pid) for pid in pids)
+    assert not any(map(lives, pids))
 
 
 @dataclass
@@ -236,7 +232,7 @@ class TestChildProcess:
         pid = program.pid
         with pytest.raises(ChildProcessFailed, match="it is not ready after 0 s: its log is empty"):
             program.wait_until(lambda: False, 0.2)
-        assert gone(pid)
+        assert not lives(pid)
         assert not program.running
 
 
@@ -306,7 +302,7 @@ class TestWorkerPool:
         assert variables["CONTROL_API_SERVICE_DESCRIPTOR"].startswith('url: "127.0.0.1:')
         runner.close()
         stop_worker(worker_pool, "1/2")
-        assert gone(pid)
+        assert not lives(pid)
         assert (worker_pool.counts().running, worker_pool.counts().died) == (0, 0)
         assert options.with_suffix(".log").exists()
 
@@ -325,17 +321,17 @@ class TestWorkerPool:
             assert worker_pool.pids() == [first, second]
             # Asked for again by the same one.
             assert worker_pool.StartWorker(request("1-1", provision, other), None).error == ""
-            assert gone(second)
+            assert not lives(second)
             (third,) = set(worker_pool.pids()) - {first}
             # They do not notice that their runner goes, like one that computes.
             for pid in (first, third):
                 os.kill(pid, signal.SIGSTOP)
             one.close()
             stop_worker(worker_pool, "1-1")
-            assert gone(first)
+            assert not lives(first)
             assert worker_pool.pids() == [third]
         # Without being asked, as when a task manager is killed.
-        assert waited_for(lambda: gone(third))
+        assert waited_for(lambda: not lives(third))
         assert (worker_pool.counts().started, worker_pool.counts().died) == (3, 0)
 
     def test_runner_is_gone(
@@ -374,7 +370,7 @@ class TestWorkerPool:
         (worker,) = go_between.children()
         process.kill()
         process.wait()
-        assert waited_for(lambda: gone(worker.pid), 20)
+        assert waited_for(lambda: not lives(worker.pid), 20)
         assert not listens(port)
 
     def test_warm_up_comes_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from kafka_fixtures import consume_all, produce
 
 from messaging import child_process, jars
 from messaging.admin import AdminError, cluster_at, create_topic
-from messaging.child_process import free_port
+from messaging.child_process import free_port, lives
 from messaging.jars import JarsError, jars_folder, jars_of, missing_programs
 from messaging.local_broker import LocalBroker, LocalBrokerError, cluster_name, start_broker
 from pipelines.cli import main
@@ -37,7 +37,7 @@ def program(folder: Path, name: str, script: str) -> Path:
 
 def gone(pid: int, within_s: float = 20.0) -> bool:
     deadline = time.monotonic() + within_s
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while lives(pid):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

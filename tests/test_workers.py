@@ -17,6 +17,7 @@ import pytest
 from workers_fixtures import Work, begun, wait_begun
 
 import pipelines.workers
+from messaging.child_process import lives
 from pipelines.usage import StoppedError
 from pipelines.workers import ERRORS_LOG, WORKERS_LOG, WorkerPool, run_units
 from run_folder.ledger import Ledger, Unit, UnitSpec
@@ -205,24 +206,16 @@ def test_killed_parent(work: Work, tmp_path: Path, deed: str) -> None:
     parent.wait()
     try:
         deadline = time.monotonic() + 5
-        while any(map(alive, pids)):
+        while any(map(lives, pids)):
             assert time.monotonic() < deadline, "a worker outlives its parent"
             time.sleep(0.02)
     finally:
-        for pid in filter(alive, pids):
+        for pid in filter(lives, pids):
             os.kill(pid, signal.SIGKILL)
     with Ledger.open(tmp_path / "ledger") as ledger:
         states = [(unit.name, unit.state, unit.attempts, unit.reason) for unit in ledger.units()]
     killed = ("waiting", 1, "the run was killed")
     assert states == [("a", "done", 1, ""), ("b", *killed), ("c", *killed)]
-
-
-def alive(pid: int) -> bool:
-    """Not gone, and not only waiting for being asked how it ended."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_peak_memory_is_that_of_the_unit(ledger: Ledger, work: Work) -> None:
