@@ -32,6 +32,14 @@ def forest_of(estimator: Any) -> ClassForest:
     ForestError
         If it is no forest classifier of one output, or its arrays are damaged.
     """
+    try:
+        return _forest_of(estimator)
+    # Whatever a damaged file may hold in the place of a number, an array or a list.
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ForestError(f"it is damaged: {error}") from error
+
+
+def _forest_of(estimator: Any) -> ClassForest:
     kind = estimator.kind if isinstance(estimator, Record) else type(estimator).__name__
     if kind not in FORESTS:
         raise ForestError(f"it holds a {kind}, not a forest ({', '.join(FORESTS)})")

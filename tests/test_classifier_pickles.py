@@ -132,6 +132,14 @@ def test_flipped_bytes_are_refused_or_read_never_run(fitted, data) -> None:
             raise
 
 
+@pytest.mark.parametrize("name", [b"threshold", b"right_child", b"classes_", b"estimators_"])
+def test_parts_of_a_forest_under_other_names(fitted, name) -> None:
+    content = pickle.dumps(fitted[0])
+    assert name in content
+    with pytest.raises(ForestError):
+        forest_of(read_pickle(content.replace(name, name[:-1] + b"x")))
+
+
 def test_names_come_as_a_list_an_array_or_a_pandas_index() -> None:
     names = ["Amplitude_1", "Power_rate_1/2"]
     assert list(read_pickle(pickle.dumps(names))) == names
