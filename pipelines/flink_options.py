@@ -224,6 +224,12 @@ def parallelism(options: PipelineOptions) -> int:
     return max(1, int(options.get_all_options().get("parallelism") or 1))
 
 
+def seconds_between_checkpoints(options: PipelineOptions) -> float:
+    """Time from the begin of a stream's checkpoint to that of the next."""
+    chosen = options.get_all_options(retain_unknown_options=True)
+    return float(chosen["checkpointing_interval"]) / 1000
+
+
 @contextmanager
 def without_notices() -> Iterator[None]:
     """Leave out Beam's notice, at each look, that options of Flink are unknown in Python; they are checked here."""

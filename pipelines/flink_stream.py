@@ -31,7 +31,14 @@ from messaging.settings import COMMITTED, ConsumerSettings, MonitorSettings
 from pipelines import flink_jobs
 from pipelines.flink_cluster import EMBEDDED, FlinkServer
 from pipelines.flink_jobs import ENDED, GONE, RUNNING, UNKNOWN, FlinkError, Health, Job, Watchdog
-from pipelines.flink_options import LOOPBACK, flink_options, master_to_serve, parallelism, without_notices
+from pipelines.flink_options import (
+    LOOPBACK,
+    flink_options,
+    master_to_serve,
+    parallelism,
+    seconds_between_checkpoints,
+    without_notices,
+)
 from pipelines.flink_start import check_job_server, start_for_jobs
 from pipelines.stream import StreamJob, build
 from pipelines.usage import StoppedError, UsageError
@@ -42,8 +49,9 @@ _LOGGER = logging.getLogger(__name__)
 
 # Flink keeps something of each bundle of the source for as long as the job lives; longer ones hold up checkpoints.
 BUNDLE_S: Final = 1.0
-# A reader that finds nothing ends its bundle; a message that comes ends the wait.
+# A reader that finds nothing ends its bundle; a message that comes ends the wait, but a checkpoint does not.
 _IDLE_WAIT_S: Final = 4.0
+_IDLE_WAIT_CHECKPOINTS: Final = 2.0
 # What a bundle gives goes on to the next stage before the bundle ends.
 _SEND_SOON: Final = "--experiments=data_buffer_time_limit_ms=200"
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
@@ -90,6 +98,7 @@ class FlinkStream:
         with without_notices():
             chosen = parsed.get_all_options()
             self._parallelism = parallelism(parsed)
+            self._idle_wait_s = min(_IDLE_WAIT_S, _IDLE_WAIT_CHECKPOINTS * seconds_between_checkpoints(parsed))
         self._in_this_process = chosen["environment_type"] == LOOPBACK
         self.computes_here = self._in_this_process or self._master == EMBEDDED
         self._savepoint = str(chosen.get("savepoint_path") or "")
@@ -132,7 +141,7 @@ class FlinkStream:
                 start=COMMITTED,
                 stop_at_end=False,
                 stop_file="",
-                timeout_s=max(job.consumer.timeout_s, _IDLE_WAIT_S),
+                timeout_s=max(job.consumer.timeout_s, self._idle_wait_s),
             ),
             # Workers send the metrics messages; for all else there is :meth:`watched`.
             monitor=None if job.monitor is None or job.monitor.metrics is None else replace(job.monitor, port=None),

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.flink
 
 PARTITIONS = 3
 SMALL = {**ONE_STEP, "CONSUME_MESSAGES": "3"}
-QUICK = "--checkpointing_interval=1000"
+QUICK = "--checkpointing_interval=500"
 
 
 @pytest.fixture(scope="module")
