@@ -20,6 +20,7 @@ LOOPBACK: Final = "LOOPBACK"
 EXTERNAL: Final = "EXTERNAL"
 WORKER_POOL: Final = "localhost:50000"
 CHECKPOINTING_INTERVAL_MS: Final = 3000
+MIN_PAUSE_MS: Final = 2000
 MAX_BUNDLE_TIME_MS: Final = 500
 MAX_BUNDLE_ELEMENTS: Final = 1000
 MAX_PARALLELISM: Final = 128
@@ -74,7 +75,11 @@ _OPTIONS: Final[Mapping[str, _Option]] = {
         "a checkpoint that takes longer has failed, and the job starts again from the last one (Flink: 10 min)",
     ),
     "min_pause_between_checkpoints": _Option(
-        False, "500", None, "ms of work between two checkpoints, however long they take"
+        False,
+        str(MIN_PAUSE_MS),
+        None,
+        "ms of work between two checkpoints, however long they take; longer than a bundle of the source, since a task "
+        "that has not yet heard that the first one after a resume is complete makes one that Flink cannot take",
     ),
     "max_bundle_size": _Option(
         False,
@@ -224,10 +229,10 @@ def parallelism(options: PipelineOptions) -> int:
     return max(1, int(options.get_all_options().get("parallelism") or 1))
 
 
-def seconds_between_checkpoints(options: PipelineOptions) -> float:
-    """Time from the begin of a stream's checkpoint to that of the next."""
+def pause_s(options: PipelineOptions) -> float:
+    """Time from the end of a stream's checkpoint to the begin of the next, at least."""
     chosen = options.get_all_options(retain_unknown_options=True)
-    return float(chosen["checkpointing_interval"]) / 1000
+    return float(chosen["min_pause_between_checkpoints"]) / 1000
 
 
 @contextmanager
@@ -291,6 +296,8 @@ def _refuse_unsafe(given: Mapping[str, str]) -> None:
         raise UsageError(
             "--checkpointing_interval must be more than 0 ms: without checkpoints nothing is ever committed"
         )
+    if _number(given, "min_pause_between_checkpoints", MIN_PAUSE_MS) < 0:
+        raise UsageError("--min_pause_between_checkpoints must not be negative")
     if given.get("finish_bundle_before_checkpointing", _ON).lower() != _ON:
         raise UsageError(
             "--finish_bundle_before_checkpointing must stay on: without it a stream may stand still and say RUNNING"

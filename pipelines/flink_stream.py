@@ -36,7 +36,7 @@ from pipelines.flink_options import (
     flink_options,
     master_to_serve,
     parallelism,
-    seconds_between_checkpoints,
+    pause_s,
     without_notices,
 )
 from pipelines.flink_start import check_job_server, start_for_jobs
@@ -49,9 +49,9 @@ _LOGGER = logging.getLogger(__name__)
 
 # Flink keeps something of each bundle of the source for as long as the job lives; longer ones hold up checkpoints.
 BUNDLE_S: Final = 1.0
-# A reader that finds nothing ends its bundle; a message that comes ends the wait, but a checkpoint does not.
-_IDLE_WAIT_S: Final = 4.0
-_IDLE_WAIT_CHECKPOINTS: Final = 2.0
+# A reader that finds nothing ends its bundle, of which Flink keeps something. A message that comes ends the wait; a
+# checkpoint does not, and neither does the news that it is complete, which must come before the next.
+_IDLE_WAIT_OF_PAUSE: Final = 0.75
 # What a bundle gives goes on to the next stage before the bundle ends.
 _SEND_SOON: Final = "--experiments=data_buffer_time_limit_ms=200"
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
@@ -98,7 +98,7 @@ class FlinkStream:
         with without_notices():
             chosen = parsed.get_all_options()
             self._parallelism = parallelism(parsed)
-            self._idle_wait_s = min(_IDLE_WAIT_S, _IDLE_WAIT_CHECKPOINTS * seconds_between_checkpoints(parsed))
+            self._idle_wait_s = _IDLE_WAIT_OF_PAUSE * pause_s(parsed)
         self._in_this_process = chosen["environment_type"] == LOOPBACK
         self.computes_here = self._in_this_process or self._master == EMBEDDED
         self._savepoint = str(chosen.get("savepoint_path") or "")

@@ -71,6 +71,7 @@ class TestRefusals:
             ("--checkpointing_interval=0", "without checkpoints nothing is ever committed"),
             ("--checkpointing_interval=-1", "without checkpoints nothing is ever committed"),
             ("--checkpointing_interval=soon", "give a whole number"),
+            ("--min_pause_between_checkpoints=-1", "must not be negative"),
             ("--checkpointing_interval", "needs a value"),
             ("--finish_bundle_before_checkpointing=false", "must stay on"),
             ("--no_finish_bundle_before_checkpointing", "write --finish_bundle_before_checkpointing=false"),

@@ -133,9 +133,9 @@ def test_a_part_of_the_partitions_is_refused(tmp_path: Path) -> None:
     place = FlinkStream(options, consumer, tmp_path)
     job = StreamJob("xmatch", consumer, decode=list, output=tmp_path, threads=8)
     adapted = place.adapted(job)
-    assert adapted.consumer.timeout_s == 4.0
-    often = FlinkStream([*options, "--checkpointing_interval=700"], consumer, tmp_path)
-    assert often.adapted(job).consumer.timeout_s == 1.4
+    assert adapted.consumer.timeout_s == 1.5
+    often = FlinkStream([*options, "--min_pause_between_checkpoints=400"], consumer, tmp_path)
+    assert often.adapted(job).consumer.timeout_s == pytest.approx(0.3)
     assert (adapted.splits, adapted.threads, adapted.checkpointed, adapted.monitor) == (3, 2, True, None)
     with pytest.raises(UsageError, match="on Flink say --parallelism=N"):
         place.adapted(replace(job, part=0, splits=2))
