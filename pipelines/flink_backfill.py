@@ -33,9 +33,9 @@ from apache_beam.runners.runner import PipelineResult
 from messaging.child_process import ChildProcessFailed
 from messaging.jars import JarsError
 from pipelines import __version__
-from pipelines.flink_cluster import EMBEDDED, FlinkServer
+from pipelines.flink_cluster import FlinkServer
 from pipelines.flink_jobs import ENDED, FlinkError, cancel, jobs, rest
-from pipelines.flink_options import flink_options, is_flink, master_to_serve, parallelism
+from pipelines.flink_options import flink_options, is_flink, master_to_serve, named_rest_url, parallelism, words_of
 from pipelines.flink_start import check_job_server, start_for_jobs
 from pipelines.running import make_runner
 from pipelines.unit_exchange import Exchange, Taking
@@ -116,14 +116,13 @@ class BeamPipelines:
         if is_flink(runner):
             self._master = master_to_serve(options)
             given = flink_options(self._options, streaming=False, job_endpoint=self._master)
-            if not any(option.startswith("--parallelism=") for option in options):
+            words = words_of(options)
+            if "parallelism" not in words:
                 raise UsageError("--parallelism=N: say how many slots of Flink are to be used")
             self.parallelism = parallelism(given)
-            if not any(option.startswith("--job_name=") for option in options):
+            if "job_name" not in words:
                 self._options.append(f"--job_name={self._name}")
-            named = [option.partition("=")[2] for option in options if option.startswith("--flink_master=")]
-            if named and named[-1] != EMBEDDED:
-                self._rest_url = f"http://{named[-1].removeprefix('http://')}"
+            self._rest_url = named_rest_url(options)
         else:
             make_runner("backfill", runner, options)
 

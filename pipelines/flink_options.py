@@ -162,6 +162,29 @@ def is_flink(runner: str) -> bool:
     return runner.rpartition(".")[2].lower() == RUNNER.lower()
 
 
+def words_of(options: Sequence[str]) -> dict[str, str]:
+    """Values by name, in which a hyphen is ``_``; a bare word is on.
+
+    Raises
+    ------
+    UsageError
+        If one is no option.
+    """
+    found = {}
+    for text in options:
+        if not text.startswith("--"):
+            raise UsageError(f"unexpected argument {text}: write Beam's options as --name=value")
+        name, equals, value = text[2:].partition("=")
+        found[name.replace("-", "_")] = value if equals else _ON
+    return found
+
+
+def named_rest_url(options: Sequence[str]) -> str | None:
+    """Address of the REST interface of the Flink that ``--flink_master`` names; None if it names none that runs."""
+    master = words_of(options).get("flink_master", "")
+    return None if not master or master.startswith("[") else "http://" + master.removeprefix("http://")
+
+
 def master_to_serve(options: Sequence[str]) -> str | None:
     """Flink that a job server must be started for: ``--flink_master``; None if ``--job_endpoint`` names one that runs.
 
@@ -170,7 +193,7 @@ def master_to_serve(options: Sequence[str]) -> str | None:
     UsageError
         If neither is named, since Beam would then try to download a job server.
     """
-    given = _words(options)
+    given = words_of(options)
     if given.get("job_endpoint"):
         return None
     master = given.get("flink_master")
@@ -207,7 +230,7 @@ def flink_options(options: Sequence[str], streaming: bool, job_endpoint: str | N
     UsageError
         If an option is unknown, makes no sense, or would lose or hold back data.
     """
-    given = _words(options)
+    given = words_of(options)
     if job_endpoint is not None:
         given |= {"job_endpoint": job_endpoint}
     _refuse_unknown(given)
@@ -245,17 +268,6 @@ def without_notices() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _words(options: Sequence[str]) -> dict[str, str]:
-    """Values by name; a bare word is on."""
-    found = {}
-    for text in options:
-        if not text.startswith("--"):
-            raise UsageError(f"unexpected argument {text}: write Beam's options as --name=value")
-        name, equals, value = text[2:].partition("=")
-        found[name.replace("-", "_")] = value if equals else _ON
-    return found
 
 
 def _refuse_unknown(given: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 
 from messaging.child_process import listens
 from pipelines.flink_cluster import EMBEDDED, FlinkServer, FlinkSettings, start_job_server
-from pipelines.flink_options import without_notices
+from pipelines.flink_options import without_notices, words_of
 from pipelines.usage import StoppedError
 from pipelines.worker_pool import PoolSettings, WorkerPool
 
@@ -44,11 +44,11 @@ def start_for_jobs(
     FlinkError, ChildProcessFailed, JarsError, WorkerPoolError
         If something cannot be started.
     """
-    options = [*options]
-    if master == EMBEDDED and not any(option.startswith("--environment_") for option in options):
+    options, words = [*options], words_of(options)
+    if master == EMBEDDED and not any(name.startswith("environment_") for name in words):
         pool = stack.enter_context(WorkerPool(PoolSettings(folder / "workers", port=0)))
         options.append(f"--environment_config={pool.settings.host}:{pool.port}")
-        if not any(option.startswith("--sdk_worker_parallelism") for option in options):
+        if "sdk_worker_parallelism" not in words:
             options.append(f"--sdk_worker_parallelism={slots}")
     settings = FlinkSettings(slots=slots)
     return stack.enter_context(start_job_server(folder, flink_master=master, settings=settings)), options

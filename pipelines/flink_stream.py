@@ -35,9 +35,11 @@ from pipelines.flink_options import (
     LOOPBACK,
     flink_options,
     master_to_serve,
+    named_rest_url,
     parallelism,
     pause_s,
     without_notices,
+    words_of,
 )
 from pipelines.flink_start import check_job_server, start_for_jobs
 from pipelines.stream import StreamJob, build
@@ -101,8 +103,13 @@ class FlinkStream:
             self._idle_wait_s = _IDLE_WAIT_OF_PAUSE * pause_s(parsed)
         self._in_this_process = chosen["environment_type"] == LOOPBACK
         self.computes_here = self._in_this_process or self._master == EMBEDDED
-        self._savepoint = str(chosen.get("savepoint_path") or "")
-        self._rest_url = _rest_url(beam_options) if self._master is None else ""
+        self._savepoint = words_of(beam_options).get("savepoint_path", "")
+        self._rest_url = named_rest_url(beam_options) or ""
+        if self._master is None and not self._rest_url:
+            raise UsageError(
+                "a stream on Flink is watched and stopped from here: beside --job_endpoint, name the Flink behind it "
+                "by --flink_master=HOST:PORT (of its REST interface)"
+            )
         self._server: FlinkServer | None = None
         self._started = ExitStack()
         self._start = consumer.start
@@ -179,7 +186,7 @@ class FlinkStream:
                 self._discard_savepoint()
             # The next time from what is committed, with an empty state.
             self._start, self._savepoint = COMMITTED, ""
-            self._options = [option for option in self._options if not option.startswith("--savepoint_path")]
+            self._options = [option for option in self._options if "savepoint_path" not in words_of([option])]
             self._watch(running, result, group, watching)
 
     def _submit(self, job: StreamJob) -> PipelineResult:
@@ -433,24 +440,6 @@ def our_name(name: str) -> str:
         if name.startswith(flink_name := prefix.replace(":", "_")):
             return prefix + name.removeprefix(flink_name)
     return name
-
-
-def _rest_url(beam_options: Sequence[str]) -> str:
-    """Address of the REST interface of the Flink behind a job server that runs.
-
-    Raises
-    ------
-    UsageError
-        If it is not named.
-    """
-    for option in beam_options:
-        name, _, value = option.partition("=")
-        if name == "--flink_master" and value and not value.startswith("["):
-            return "http://" + value.removeprefix("http://")
-    raise UsageError(
-        "a stream on Flink is watched and stopped from here: beside --job_endpoint, name the Flink behind it by "
-        "--flink_master=HOST:PORT (of its REST interface)"
-    )
 
 
 def _reached(positions: Positions, ends: Mapping[Partition, int]) -> bool:

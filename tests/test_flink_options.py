@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 
 from pipelines import flink_jobs
 from pipelines.flink_jobs import FlinkError, Watchdog, WatchLimits
-from pipelines.flink_options import FLINK_HELP, flink_options, is_flink, master_to_serve, parallelism
+from pipelines.flink_options import FLINK_HELP, flink_options, is_flink, master_to_serve, named_rest_url, parallelism
 from pipelines.usage import UsageError
 
 SERVER = "--job_endpoint=localhost:8099"
@@ -122,6 +122,19 @@ class TestRefusals:
         assert is_flink("FlinkRunner")
         assert is_flink("apache_beam.runners.portability.flink_runner.FlinkRunner")
         assert not is_flink("FnApiRunner")
+
+
+@pytest.mark.parametrize(
+    ("options", "url"),
+    [
+        ([], None),
+        (["--flink_master=[local]"], None),
+        (["--flink_master=h:8081"], "http://h:8081"),
+        (["--job_endpoint=h:8099", "--flink-master=http://h:8081"], "http://h:8081"),
+    ],
+)
+def test_rest_interface_that_is_named(options: list[str], url: str | None) -> None:
+    assert named_rest_url(options) == url
 
 
 class FakeFlink:

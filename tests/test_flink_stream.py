@@ -127,6 +127,12 @@ def test_refused(options: list[str], complaint: str, tmp_path: Path) -> None:
         FlinkStream(options, consumer, tmp_path)
 
 
+def test_options_may_be_written_with_hyphens(tmp_path: Path) -> None:
+    consumer = ConsumerSettings(Kafka("localhost:9092"), ("t",), "group")
+    with FlinkStream(["--job-endpoint=localhost:8099", "--flink-master=flink:8081"], consumer, tmp_path) as place:
+        assert place._rest_url == "http://flink:8081"
+
+
 def test_a_part_of_the_partitions_is_refused(tmp_path: Path) -> None:
     consumer = ConsumerSettings(Kafka("localhost:9092"), ("t",), "group")
     options = ["--flink_master=localhost:8081", "--parallelism=3"]
@@ -141,9 +147,17 @@ def test_a_part_of_the_partitions_is_refused(tmp_path: Path) -> None:
         place.adapted(replace(job, part=0, splits=2))
 
 
-@pytest.mark.parametrize(("left", "moved"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize(
+    ("left", "more", "moved"),
+    [
+        (True, [], 0),
+        (False, [], 1),
+        (False, ["--savepoint_path=file:///a"], 0),
+        (False, ["--savepoint-path=file:///a"], 0),
+    ],
+)
 def test_only_a_job_that_is_begun_here_is_begun_at_the_start(
-    left: bool, moved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left: bool, more: list[str], moved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither one that is taken up, nor the one that renews it."""
     moves: list[int] = []
@@ -160,7 +174,7 @@ def test_only_a_job_that_is_begun_here_is_begun_at_the_start(
             return {}
 
     consumer = ConsumerSettings(Kafka("localhost:9092"), ("t",), "group", EARLIEST)
-    place = FlinkStream(["--flink_master=localhost:8081"], consumer, tmp_path)
+    place = FlinkStream(["--flink_master=localhost:8081", *more], consumer, tmp_path)
     job = Job("id", place.name, RUNNING)
     found = iter([job if left else None, None])
     monkeypatch.setattr("pipelines.flink_stream.Group", Watched)
@@ -171,6 +185,7 @@ def test_only_a_job_that_is_begun_here_is_begun_at_the_start(
     for _ in range(2):
         place.run(StreamJob("xmatch", consumer, decode=list, output=tmp_path), Monitor(MonitorSettings()))
     assert len(moves) == moved
+    assert not [option for option in place._options if "savepoint" in option]
 
 
 def test_states_come_back_from_savepoints(tmp_path: Path) -> None:
