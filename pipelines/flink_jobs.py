@@ -10,7 +10,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 RUNNING: Final = "RUNNING"
@@ -283,22 +282,6 @@ def failure(url: str, job_id: str) -> str:
     lines = [line.strip() for line in told[0]["stacktrace"].splitlines()] if told else []
     causes = [line.removeprefix("Caused by: ") for line in lines if line and not line.startswith(("at ", "..."))]
     return causes[-1][:_MOST_REASON] if causes else ""
-
-
-def last_checkpoint(folder: Path, job_id: str | None = None) -> str | None:
-    """Address of the newest complete checkpoint in a folder, also when nobody runs that could be asked; None if none.
-
-    Parameters
-    ----------
-    folder : Path
-        ``state.checkpoints.dir``.
-    job_id : str, optional
-        Of this job only.
-    """
-    found = list(folder.glob(f"{job_id or '*'}/chk-*/_metadata"))
-    if not found:
-        return None
-    return max(found, key=lambda path: path.stat().st_mtime_ns).parent.as_uri()
 
 
 @dataclass

@@ -12,6 +12,8 @@ import pytest
 from database_fixtures import database, database_url, empty_url, rows_of  # noqa: F401
 from flink_fixtures import FLINK, flink_components, flink_pipeline, flink_server, worker_pool  # noqa: F401
 from kafka_fixtures import KAFKA, kafka_broker, kafka_components, topic  # noqa: F401
+from ledger_fixtures import ledger, work  # noqa: F401
+from live_stream_fixtures import nights, packets  # noqa: F401
 from pipeline_fixtures import alertbeam, impatient, sample  # noqa: F401
 from required_components import OPTION, RequireComponents
 

@@ -6,6 +6,7 @@ Each process of pytest starts a job server with Flink inside when the first test
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
@@ -54,3 +55,19 @@ def flink_pipeline(flink_server: FlinkServer) -> Callable[..., beam.Pipeline]:
 def pool_options(pool: WorkerPool, *more: str) -> tuple[str, ...]:
     """Options of pipelines whose workers a pool starts."""
     return (f"--environment_config=localhost:{pool.port}", *more)
+
+
+def last_checkpoint(folder: Path, job_id: str | None = None) -> str | None:
+    """Address of the newest complete checkpoint in a folder, also when nobody runs that could be asked; None if none.
+
+    Parameters
+    ----------
+    folder : Path
+        ``state.checkpoints.dir``.
+    job_id : str, optional
+        Of this job only.
+    """
+    found = list(folder.glob(f"{job_id or '*'}/chk-*/_metadata"))
+    if not found:
+        return None
+    return max(found, key=lambda path: path.stat().st_mtime_ns).parent.as_uri()

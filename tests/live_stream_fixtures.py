@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 import psycopg2
-from backfill_fixtures import TABLES, called
+import pytest
+from backfill_fixtures import TABLES, Nights, called, make_nights
 from kafka_fixtures import produce
 from sqlalchemy import make_url
 
@@ -16,6 +17,18 @@ from alerts.reader import Limits, Portion, read_portions
 from alerts.sources import find_sources
 
 Rows = dict[str, list[tuple[Any, ...]]]
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """Nights of a hundred alerts."""
+    return make_nights(tmp_path_factory.mktemp("nights"), 100)
+
+
+@pytest.fixture(scope="module")
+def packets(nights: Nights) -> list[bytes]:
+    """Packets of all nights, broken ones too."""
+    return packets_of(*nights.archives)
 
 
 def packets_of(*inputs: Path) -> list[bytes]:

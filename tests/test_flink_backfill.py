@@ -14,6 +14,7 @@ import apache_beam as beam
 import psutil
 import pytest
 from apache_beam.runners.runner import PipelineRunner
+from ledger_fixtures import VERSIONS, children
 from workers_fixtures import Work, begun, wait_begun
 
 import pipelines.flink_backfill
@@ -26,40 +27,11 @@ from pipelines.usage import StoppedError, UsageError
 from pipelines.workers import ERRORS_LOG, Answer, Outcome
 from run_folder.ledger import Ledger, Unit, UnitSpec
 
-VERSIONS = {"code": "1.2.3"}
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        # Only matters when the power fails.
-        opened._connection.execute("PRAGMA synchronous = OFF")
-        yield opened
-    assert children() == []
-    assert list((tmp_path / "ledger" / "handed_out").glob("*")) == []
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
-    (tmp_path / "notes").mkdir()
-    return Work(tmp_path / "notes")
-
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less for those who are gone."""
     monkeypatch.setattr(pipelines.unit_exchange, "_SECONDS_TO_LEAVE", 0.5)
-
-
-def children() -> list[psutil.Process]:
-    """Workers that are left."""
-    found = []
-    for process in psutil.Process().children():
-        try:
-            found += [process] * any("pipelines.workers" in word for word in process.cmdline())
-        except psutil.Error:
-            continue
-    return found
 
 
 @dataclass

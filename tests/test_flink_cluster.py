@@ -29,12 +29,12 @@ from apache_beam.portability.api import (
     beam_provision_api_pb2_grpc,
 )
 from apache_beam.runners.portability.flink_runner import FlinkRunner
-from flink_fixtures import pool_options
+from flink_fixtures import last_checkpoint, pool_options
 
 from messaging.child_process import ChildProcess, ChildProcessFailed, free_port, listens, lives
 from pipelines import worker_pool_command
 from pipelines.flink_cluster import FlinkCluster, FlinkServer, FlinkSettings, start_cluster, start_job_server
-from pipelines.flink_jobs import cancel, checkpoints, last_checkpoint, rest, restarts, running_job, stop
+from pipelines.flink_jobs import cancel, checkpoints, rest, restarts, running_job, stop
 from pipelines.flink_options import flink_options
 from pipelines.usage import StoppedError
 from pipelines.worker_pool import PoolSettings, WorkerPool, WorkerPoolError, keep_logs

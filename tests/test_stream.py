@@ -3,18 +3,13 @@
 from pathlib import Path
 
 import pytest
-from backfill_fixtures import DEMO_MODEL, Nights, backfilled, make_nights
+from backfill_fixtures import DEMO_MODEL, Nights, backfilled
 from database_fixtures import new_database
 from left_fixtures import ONE_STEP
 from live_stream_fixtures import Rows, packets_of, rows_in, send, streamed
 
 from messaging.admin import create_topic
 from messaging.local_broker import LocalBroker
-
-
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    return make_nights(tmp_path_factory.mktemp("nights"), 100)
 
 
 @pytest.fixture(scope="module")

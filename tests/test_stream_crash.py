@@ -14,12 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
-from backfill_fixtures import DEMO_MODEL, Nights, make_nights
+from backfill_fixtures import DEMO_MODEL, Nights
 from confluent_kafka import Message
 from database_fixtures import execute, new_database
 from kafka_fixtures import messages_in, produce
 from left_fixtures import ONE_STEP, Undisturbed, alerts_in, check_alerts, check_classes, public_candids
-from live_stream_fixtures import packets_of, rows_in, streamed
+from live_stream_fixtures import rows_in, streamed
 from remote_fixtures import FakeCds, Sky, serving
 from stream_process_fixtures import GROUP, Stream, committed_offsets, logs_as_before, offsets_of  # noqa: F401
 
@@ -33,17 +33,6 @@ PARTITIONS = 3
 # Many small bundles.
 SMALL = {**ONE_STEP, "CONSUME_MESSAGES": "3"}
 BUNDLES = ["--bundle-seconds", "0.01"]
-
-
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    return make_nights(tmp_path_factory.mktemp("nights"), 100)
-
-
-@pytest.fixture(scope="module")
-def packets(nights: Nights) -> list[bytes]:
-    """Packets of all nights, broken ones too."""
-    return packets_of(*nights.archives)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from backfill_fixtures import DEMO_MODEL, Nights, make_nights
+from backfill_fixtures import DEMO_MODEL, Nights
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from database_fixtures import new_database
-from flink_fixtures import pool_options
+from flink_fixtures import last_checkpoint, pool_options
 from kafka_fixtures import client_options, messages_in
 from left_fixtures import ONE_STEP, Undisturbed, alerts_in, check_alerts, check_classes, public_candids
-from live_stream_fixtures import Rows, packets_of, rows_in, send, streamed
+from live_stream_fixtures import Rows, rows_in, send, streamed
 from stream_process_fixtures import Stream, logs_as_before, offsets_of  # noqa: F401
 
 from database.embedded import start_embedded
@@ -39,17 +39,6 @@ CAREFUL = (
     f"--checkpointing_interval={CHECKPOINTING_INTERVAL_MS}",
     f"--min_pause_between_checkpoints={MIN_PAUSE_MS}",
 )
-
-
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    return make_nights(tmp_path_factory.mktemp("nights"), 100)
-
-
-@pytest.fixture(scope="module")
-def packets(nights: Nights) -> list[bytes]:
-    """Packets of all nights, broken ones too."""
-    return packets_of(*nights.archives)
 
 
 def all_steps(nights: Nights, url: str, topic: str) -> list[object]:
@@ -241,7 +230,7 @@ def test_kills(trial: Trial, packets: list[bytes], undisturbed: Undisturbed) -> 
         in_the_middle(3, stream)
         assert trial.job() == job
         trial.cluster.kill()
-        checkpoint = flink_jobs.last_checkpoint(trial.cluster.checkpoints, job)
+        checkpoint = last_checkpoint(trial.cluster.checkpoints, job)
         stream.kill()
     trial.check_offsets()
     trial.server.stop()

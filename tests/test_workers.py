@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import psutil
 import pytest
+from ledger_fixtures import VERSIONS, children
 from workers_fixtures import Work, begun, wait_begun
 
 import pipelines.workers
@@ -23,33 +23,6 @@ from pipelines.workers import ERRORS_LOG, WORKERS_LOG, WorkerPool, run_units
 from run_folder.ledger import Ledger, Unit, UnitSpec
 
 PROJECT = Path(__file__).resolve().parents[1]
-VERSIONS = {"code": "1.2.3"}
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        # Only matters when the power fails.
-        opened._connection.execute("PRAGMA synchronous = OFF")
-        yield opened
-    assert children() == []
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
-    (tmp_path / "notes").mkdir()
-    return Work(tmp_path / "notes")
-
-
-def children() -> list[psutil.Process]:
-    """Workers that are left; other tests may leave other processes."""
-    found = []
-    for process in psutil.Process().children():
-        try:
-            found += [process] * any("pipelines.workers" in word for word in process.cmdline())
-        except psutil.Error:
-            continue
-    return found
 
 
 def added(ledger: Ledger, **payloads: dict[str, Any]) -> list[Unit]:
